@@ -7,6 +7,7 @@ augmentation: batch s of size B on each of W ranks covers the same W x B samples
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,14 @@ class Batches:
         per_step = self.batch_size * self.world
         whole, rest = divmod(self.samples_per_epoch, per_step)
         return max(1, whole if self.drop_last else whole + (rest > 0))
+
+    def shard(self, rank: int, world: int) -> Batches:
+        """These batches as process `rank` of `world` takes them."""
+        if not 0 <= rank < world:
+            raise OptionError("rank", f"must be 0..{world - 1}, not {rank!r}")
+        mine = copy.copy(self)
+        mine.rank, mine.world = rank, world
+        return mine
 
     def __len__(self) -> int:
         return self.steps_per_epoch
