@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the blocks, the MLP, the heads and the norm are in a transformer: data, not code.
+
+A family is described once; every method is written once against the description, so there is family + method, not
+family x method. A transformer of your own needs one record: `describe(MyNet, Anatomy(...))`.
+
+Nothing of timm or transformers is imported here: a family is recognised by where its class is defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from .surgery import put, submodule
+
+Run = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One family of transformers. Paths under `blocks` are from the model, the other block paths from a block."""
+
+    blocks: str  # the list of blocks
+    norm: str  # the last norm, over all tokens
+    head: str  # the classifier
+    run: Run  # (block, tokens (B, N, C), additive mask broadcast to (B, h, N, N) or None) -> tokens
+    prefix: int | Callable[[nn.Module], int] = 1  # tokens before the patches
+    mlp: tuple[str, str] = ("mlp.fc1", "mlp.fc2")
+    attention: str = "attn"
+    qkv: tuple[str, ...] = ("attn.qkv",)  # one fused layer (q | k | v, each by head), or three
+    projection: str = "attn.proj"
+    num_heads: str = "num_heads"  # the attention's attribute
+    widths: tuple[str, ...] = field(default=())  # further attributes that hold heads x head width
+
+
+def _call(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    return block(x, mask) if mask is not None else block(x)
+
+
+def _prefix(model: nn.Module) -> int:
+    return int(model.num_prefix_tokens)  # type: ignore[arg-type]
+
+
+OURS = Anatomy(blocks="blocks", norm="norm", head="head", run=_call, prefix=_prefix)
+TIMM = Anatomy(
+    blocks="blocks",
+    norm="norm",
+    head="head",
+    run=lambda block, x, mask: block(x, attn_mask=mask),
+    prefix=_prefix,
+    widths=("attn_dim",),
+)
+HF_VIT = Anatomy(
+    blocks="vit.layers",
+    norm="vit.layernorm",
+    head="classifier",
+    run=lambda block, x, mask: block(x, attention_mask=mask),
+    mlp=("mlp.fc1", "mlp.fc2"),
+    attention="attention",
+    qkv=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+    projection="attention.o_proj",
+    num_heads="num_attention_heads",
+)
+
+_BY_CLASS: dict[type[nn.Module], Anatomy] = {}
+_BY_PLACE = {  # module and class name -> record
+    ("featherweight.models.vit", "VisionTransformer"): OURS,
+    ("timm.models.vision_transformer", "VisionTransformer"): TIMM,
+    ("timm.models.deit", "VisionTransformerDistilled"): TIMM,
+    ("transformers.models.vit.modeling_vit", "ViTForImageClassification"): HF_VIT,
+}
+
+
+def describe(cls: type[nn.Module], anatomy: Anatomy) -> None:
+    """From now on models of this class (and of classes made from it) have this anatomy."""
+    _BY_CLASS[cls] = anatomy
+
+
+def anatomy_of(model: nn.Module) -> Anatomy:
+    """The model's record. Raises TypeError for a family nobody described."""
+    for cls in type(model).__mro__:
+        found = _BY_CLASS.get(cls) or _BY_PLACE.get((cls.__module__, cls.__name__))
+        if found is not None:
+            return found
+    known = sorted({f"{place}.{name}" for place, name in _BY_PLACE} | {c.__name__ for c in _BY_CLASS})
+    raise TypeError(
+        f"no anatomy for {type(model).__name__}; describe it: featherweight.anatomy.describe({type(model).__name__}, "
+        f"Anatomy(...)). Known: {', '.join(known)}"
+    )
+
+
+def prefix_of(model: nn.Module) -> int:
+    """How many tokens stand before the patches when the blocks run."""
+    prefix = anatomy_of(model).prefix
+    return (prefix(model) if callable(prefix) else prefix) + sum(around.adds for around in _innermost(model)[1])
+
+
+class Around(nn.Module):
+    """A module that stands in the host's list of blocks and runs the blocks that it took from there.
+
+    Hosts call each member of their list with the tokens first and take the tokens back.
+    """
+
+    blocks: nn.ModuleList
+    adds = 0  # tokens that it puts before the patches
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        raise TypeError(f"{type(self).__name__} has no forward")
+
+
+def wrap_blocks(model: nn.Module, make: Callable[[nn.ModuleList], Around]) -> nn.Module:
+    """Put one module in place of the host's own blocks, in this very model; what stands around them already stays outside."""
+    path, _ = _innermost(model)
+    old = submodule(model, path)
+    around = make(nn.ModuleList(list(old.children())))
+    return put(model, path, nn.Sequential(around) if isinstance(old, nn.Sequential) else nn.ModuleList([around]))
+
+
+def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Path -> the host's own blocks, in order, whatever stands around them."""
+    path, _ = _innermost(model)
+    return {f"{path}.{name}": block for name, block in submodule(model, path).named_children()}
+
+
+def _innermost(model: nn.Module) -> tuple[str, tuple[Around, ...]]:
+    """Path of the list that holds the host's own blocks, and what stands around it, outermost first."""
+    path, around = anatomy_of(model).blocks, []
+    while isinstance(first := next(submodule(model, path).children()), Around):
+        around.append(first)
+        path = f"{path}.0.blocks"
+    return path, tuple(around)
+
+
+def embed_dim(model: nn.Module) -> int:
+    """Width C of the tokens, read from the first MLP."""
+    block = next(iter(blocks_of(model).values()))
+    return int(submodule(block, anatomy_of(model).mlp[0]).in_features)  # type: ignore[arg-type]

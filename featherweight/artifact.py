@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model as a folder: `model.json` (base, edits, classes, preprocessing) and `model.safetensors`. Save and load.
+
+Loading builds the base afresh, replays the edits and loads the weights strictly: no pickle, no eval, no import path. A
+module of the user's own is saved the same way and loaded with `base=`, a fresh instance of it. The weights file holds
+the record too and a digest over all its bytes, so it can travel alone. Not here: entropy coding of the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import methods as _methods  # noqa: F401  (registers the edit kinds a file may name)
+from .checkpoint import pack, unpack
+from .doors import checkpoint, door
+from .errors import FeatherweightError, InputError, OptionError
+from .files import publish
+from .models import zoo
+from .runtime.preprocess import Preprocess
+from .runtime.record import RECORD, TASKS, WEIGHTS, Record
+from .surgery import Edit, apply, edits_of
+
+_RECORD = "_featherweight_record"
+FLOATS = {"float32", "float16", "bfloat16", "float64"}
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    task: str = TASKS[0],
+    classes: Sequence[str] = (),
+    preprocess: Preprocess | None = None,
+    note: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the model's folder; equal models give equal bytes. Returns the folder.
+
+    Raises InputError for weights that are not finite: such a model is never saved.
+    """
+    folder = Path(folder)
+    old = record_of(model)
+    record = Record(
+        base=zoo.base_of(model),
+        edits=tuple(edit.to_dict() for edit in edits_of(model)),
+        task=task,
+        classes=tuple(classes) or (old.classes if old else ()),
+        preprocess=preprocess or (old.preprocess if old else None),
+        note=dict(note if note is not None else old.note if old else {}),
+    )
+    text = record.to_text()
+    Record.from_text(text, folder / RECORD)  # what cannot be read back is not written
+    tensors = pack(_state(model))
+    checkpoint.check_finite(tensors, name=folder / WEIGHTS)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.write(folder / WEIGHTS, tensors, {"record": text})
+    publish(folder / RECORD, text.encode())
+    return folder
+
+
+def load(path: str | Path, base: nn.Module | None = None) -> nn.Module:
+    """The saved model, in evaluation mode: from its folder, or from its weights file alone.
+
+    `base` is a fresh, untouched instance for models that only their maker can build. Raises InputError for a file that
+    does not fit, OptionError where a base is needed and none was given.
+    """
+    path = Path(path)
+    weights = path / WEIGHTS if path.is_dir() else path
+    tensors, metadata = checkpoint.read_sealed(weights)
+    if "record" not in metadata:
+        raise InputError(weights, "not_an_artifact", "holds weights but no record of the model; was it a training checkpoint?")
+    record = Record.from_text(metadata["record"], weights)
+    if path.is_dir() and (path / RECORD).read_bytes() != metadata["record"].encode():
+        raise InputError(path / RECORD, "changed", f"does not say what {WEIGHTS} beside it says; restore it, or load the weights file alone")
+    if base is None and record.base is None:
+        raise OptionError("base", f"{weights.name} was made from a module of your own; load it with base=, a fresh instance of it")
+    with door(weights, "bad_schema"):
+        model = _built(record, base, tensors, weights)
+    object.__setattr__(model, _RECORD, record)
+    return model.eval()
+
+
+def record_of(model: nn.Module) -> Record | None:
+    """What the file said that this model was loaded from."""
+    return getattr(model, _RECORD, None)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+    """A copy of the model with the weights of a plain state dict file (`.safetensors`, `.pt`, `.pth`), names matched exactly."""
+    tensors = checkpoint.read(path)
+    new = copy.deepcopy(model)
+    checkpoint.check(tensors, _state(new), name=path)
+    new.load_state_dict(unpack(tensors))
+    return new
+
+
+def _state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict with each tensor once, contiguous."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(model.state_dict().items())}
+
+
+def _built(record: Record, base: nn.Module | None, tensors: Mapping[str, checkpoint.Stored], weights: Path) -> nn.Module:
+    edits = [_edit(edit, weights) for edit in record.edits]
+    try:
+        if base is None:
+            _check_size(record.base, tensors, weights)  # type: ignore[arg-type]
+            with torch.device("meta"):  # names and shapes, before a byte is allocated
+                outline = apply(zoo.build(record.base), edits)  # type: ignore[arg-type]
+        else:
+            outline = apply(base, edits)
+    except (OptionError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, FeatherweightError) and error.exit_code != 2:
+            raise
+        raise InputError(weights, "unknown_name" if "no " in str(error) else "bad_schema", str(error)) from None
+    spec = outline.state_dict()
+    wanted = {name: {"shape": tuple(t.shape), "dtype": _dtype(t, tensors.get(name))} for name, t in spec.items()}
+    checkpoint.check(tensors, wanted, name=weights)
+    model = outline if base is not None else apply(zoo.build(record.base), edits)  # type: ignore[arg-type]
+    model.load_state_dict(unpack(tensors), assign=True)
+    return model
+
+
+def _dtype(tensor: torch.Tensor, stored: checkpoint.Stored | None) -> str:
+    """Floating weights may be stored in any floating type; everything else must be what the model has."""
+    mine = str(tensor.dtype).removeprefix("torch.")
+    return stored.dtype if stored is not None and {mine, stored.dtype} <= FLOATS else mine
+
+
+def _edit(data: Any, weights: Path) -> Edit:
+    try:
+        return Edit.from_dict(data)
+    except OptionError as error:
+        raise InputError(weights, "bad_schema", str(error)) from None
+
+
+def _check_size(base: Mapping[str, Any], tensors: Mapping[str, checkpoint.Stored], weights: Path) -> None:
+    """A model has at least one tensor per block: a depth beyond that is a lie, found before anything is built."""
+    depths = base["config"].get("depth", base["config"].get("depths", 0))
+    for depth in depths if isinstance(depths, list) else [depths]:
+        if isinstance(depth, int) and depth > len(tensors):
+            raise InputError(weights, "out_of_range", f"asks for {depth} blocks, but holds {len(tensors)} tensors")

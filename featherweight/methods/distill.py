@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learning from a teacher's answers (Hinton 2015, 1503.02531): works on any classifier, needs no change of structure.
+
+The three distances are functions of (student logits, teacher logits), both (B, K), to a scalar. Not here: a token or a
+head of its own for the teacher (deit), features (fitnets), the transformer's inner life (tinybert).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import OptionError
+from ..train import Method, Pass
+
+Distance = Callable[[Tensor, Tensor, float], Tensor]
+
+
+def kl(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 * KL(teacher || student) at temperature T, mean over the batch."""
+    target = F.log_softmax(teacher.float() / temperature, dim=-1)
+    return F.kl_div(F.log_softmax(logits.float() / temperature, dim=-1), target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def kl_per_class(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """`kl` divided by the number of classes too: DeiT's published code, K times weaker than its paper's formula."""
+    return kl(logits, teacher, temperature) / logits.shape[-1]
+
+
+def hard(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Cross-entropy with the teacher's decision; the temperature plays no part."""
+    return F.cross_entropy(logits.float(), teacher.argmax(dim=-1))
+
+
+def mse(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Mean squared difference of the logits; the temperature plays no part."""
+    return F.mse_loss(logits.float(), teacher.float())
+
+
+DISTANCES: dict[str, Distance] = {"soft": kl, "soft_per_class": kl_per_class, "hard": hard, "mse": mse}
+
+
+def check_weights(alpha: float, temperature: float) -> None:
+    """Raises OptionError unless alpha is in 0..1 and temperature above 0."""
+    if not 0 <= alpha <= 1:
+        raise OptionError("alpha", f"{alpha!r} is not in 0..1; it is the teacher's share of the loss")
+    if not temperature > 0:
+        raise OptionError("temperature", f"{temperature!r} is not above 0")
+
+
+def share(terms: dict[str, Tensor], run: Pass, alpha: float, distance: Tensor) -> dict[str, Tensor]:
+    """(1 - alpha) of the task's own terms, alpha of the distance to the teacher."""
+    scaled = {name: (1 - alpha) * term if name in run.task_terms else term for name, term in terms.items()}
+    return {**scaled, "distill": alpha * distance}
+
+
+@dataclass(frozen=True)
+class Distill(Method):
+    """(1 - alpha) * task + alpha * distance(student, teacher). alpha 0 is plain training."""
+
+    teacher: nn.Module
+    alpha: float = 0.5
+    temperature: float = 1.0
+    distance: Distance = kl
+
+    def __post_init__(self) -> None:
+        check_weights(self.alpha, self.temperature)
+
+    def loss(self, terms: dict[str, Tensor], run: Pass) -> dict[str, Tensor]:
+        return share(terms, run, self.alpha, self.distance(run.output, run.call(self.teacher), self.temperature))

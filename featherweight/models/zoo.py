@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""name -> model: the table of what `create` can build, and of what a file may ask for.
+
+A base is {"name": family, "config": {...}}: enough to build the untouched model again. Names are keys of a fixed table,
+numbers are bounded, nothing is imported because a file says so. `timm:NAME` builds one of timm's, where it is installed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import OptionError, closest, missing_extra
+from ..runtime.preprocess import Preprocess
+from . import resnet, vit
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+FAMILIES: dict[str, tuple[Callable[[Any], nn.Module], type]] = {
+    "vit": (vit.VisionTransformer, vit.ViTConfig),
+    "resnet": (resnet.ResNet, resnet.ResNetConfig),
+}
+LIMITS = {"depth": 1000, "depths": 1000, "num_classes": 1_000_000, "patch_size": 1024, "image_size": 16384, "mlp_ratio": 64.0}
+WIDEST = 65536  # any number of a config that has no limit of its own
+TIMM_KEYS = {"num_classes", "img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "in_chans", "drop_path_rate"}
+_BASE = "_featherweight_base"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named model: the family, how it differs from the family's defaults, and what is known about it."""
+
+    family: str
+    config: Mapping[str, Any]
+    preprocess: Preprocess
+    says: str = ""
+    reported_top1: float | None = None  # percent on ImageNet-1k, as its authors report it; not measured by us
+    source: str = ""
+    shipped: bool = False  # weights of our own come with the package
+    aliases: tuple[str, ...] = field(default=())
+
+
+def _deit(size: str, dim: int, heads: int, image: int, distilled: bool, top1: float) -> Entry:
+    return Entry(
+        "vit",
+        {"embed_dim": dim, "num_heads": heads, "image_size": (image, image), "distilled": distilled},
+        Preprocess(size=(image, image), crop_pct=0.875, **IMAGENET),
+        "DeiT, distillation token" if distilled else "DeiT",
+        top1,
+        "Touvron 2021, the DeiT repository's table",
+        aliases=(f"deit_{size}{'_distilled' if distilled else ''}",) if image == 224 else (),
+    )
+
+
+_SMALL = Preprocess(size=(48, 48), resize="exact", interpolation="bilinear", mean=(0.35,) * 3, std=(0.25,) * 3)
+ZOO: dict[str, Entry] = {
+    f"deit_{size}_{'distilled_' if distilled else ''}patch16_{image}": _deit(size, dim, heads, image, distilled, top1)
+    for size, dim, heads, image, distilled, top1 in (
+        ("tiny", 192, 3, 224, False, 72.2),
+        ("small", 384, 6, 224, False, 79.9),
+        ("base", 768, 12, 224, False, 81.8),
+        ("tiny", 192, 3, 224, True, 74.5),
+        ("small", 384, 6, 224, True, 81.2),
+        ("base", 768, 12, 224, True, 83.4),
+        ("base", 768, 12, 384, False, 82.9),
+        ("base", 768, 12, 384, True, 85.2),
+    )
+} | {
+    "vit_digits": Entry(
+        "vit",
+        {"image_size": (48, 48), "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 3, "num_classes": 10},
+        _SMALL,
+        "the demo's student: 144 tokens",
+        shipped=True,
+    ),
+    "resnet_digits": Entry(
+        "resnet",
+        {"image_size": (48, 48), "widths": (24, 48, 96), "depths": (1, 1, 1), "stem": "small", "num_classes": 10},
+        _SMALL,
+        "the demo's teacher",
+        shipped=True,
+    ),
+    "resnet18": Entry("resnet", {}, Preprocess(crop_pct=0.875, interpolation="bilinear", **IMAGENET), "as torchvision's", 69.8, "torchvision's table"),
+    "resnet34": Entry(
+        "resnet", {"depths": (3, 4, 6, 3)}, Preprocess(crop_pct=0.875, interpolation="bilinear", **IMAGENET), "as torchvision's", 73.3, "torchvision's table"
+    ),
+}
+_ALIASES = {alias: name for name, entry in ZOO.items() for alias in entry.aliases}
+
+
+def known() -> tuple[str, ...]:
+    """Every name and alias `create` takes, but for timm's."""
+    return tuple(sorted([*ZOO, *_ALIASES]))
+
+
+def entry(name: str) -> Entry:
+    """The table's line; OptionError with a suggestion for an unknown name."""
+    found = ZOO.get(_ALIASES.get(name, name))
+    if found is None:
+        raise OptionError("model", f"no {name!r}; {closest(name, known())}Known: {', '.join(known())}, timm:NAME")
+    return found
+
+
+def create(name: str, **config: Any) -> nn.Module:
+    """The named model with random weights; `config` overrides fields of its configuration (`num_classes`, `image_size` ...)."""
+    if name.startswith("timm:"):
+        return build({"name": name, "config": {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}})
+    line = entry(name)
+    return build({"name": line.family, "config": {**line.config, **config}})
+
+
+def build(base: Mapping[str, Any]) -> nn.Module:
+    """The untouched model a base describes. OptionError for an unknown family, field or a number out of bounds."""
+    name, config = base["name"], dict(base["config"])
+    if name.startswith("timm:"):
+        model = _timm(name.removeprefix("timm:"), config)
+    else:
+        if name not in FAMILIES:
+            raise OptionError("base.name", f"no family {name!r}; {closest(name, FAMILIES)}Known: {', '.join(FAMILIES)}, timm:NAME")
+        make, fields = FAMILIES[name]
+        _check(config, fields, name)
+        model = make(fields(**config))
+        config = _plain(dataclasses.asdict(model.config))  # type: ignore[arg-type, call-overload]
+    object.__setattr__(model, _BASE, {"name": name, "config": config})
+    return model
+
+
+def base_of(model: nn.Module) -> dict[str, Any] | None:
+    """What `build` was given for this model, or None: then only its maker can build it again."""
+    return getattr(model, _BASE, None)
+
+
+def shipped_weights(name: str) -> Path:
+    """The file with our own weights of this model."""
+    if not entry(name).shipped:
+        raise OptionError("weights", f"none come with the package for {name!r}, only for {', '.join(n for n, e in ZOO.items() if e.shipped)}")
+    with as_file(files("featherweight") / "weights" / f"{_ALIASES.get(name, name)}.safetensors") as path:
+        return path
+
+
+def _check(config: Mapping[str, Any], fields: type, family: str) -> None:
+    known_fields = {field.name: field for field in dataclasses.fields(fields)}
+    for key, value in config.items():
+        if key not in known_fields:
+            raise OptionError(f"{family}.{key}", f"no such field; {closest(key, known_fields)}Known: {', '.join(known_fields)}")
+        default = known_fields[key].default
+        _check_value(f"{family}.{key}", key, value, default)
+
+
+def _check_value(where: str, key: str, value: Any, default: Any) -> None:
+    if isinstance(default, (bool, str)):
+        if type(value) is not type(default):
+            raise OptionError(where, f"must be of type {type(default).__name__}, not {value!r}")
+        return
+    values = value if isinstance(value, (list, tuple)) else [value]
+    whole = not isinstance(default, float)
+    for number in values:
+        if isinstance(number, bool) or not isinstance(number, int if whole else (int, float)):
+            raise OptionError(where, f"must be {'whole numbers' if whole else 'a number'}, not {value!r}")
+        lowest = 0 if not whole else 1
+        if not lowest <= number <= LIMITS.get(key, WIDEST):
+            raise OptionError(where, f"{number!r} is not in {lowest}..{LIMITS.get(key, WIDEST)}")
+    if isinstance(default, tuple) != isinstance(value, (list, tuple)) and key != "image_size":
+        raise OptionError(where, f"must look like {default!r}, not {value!r}")
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+
+
+def _timm(name: str, config: Mapping[str, Any]) -> nn.Module:
+    if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)?", name):
+        raise OptionError("model", f"'timm:{name}' is not a name of timm's: letters, digits, _ and one dot")
+    for key, value in config.items():
+        if key not in TIMM_KEYS:
+            raise OptionError(f"timm:{name}.{key}", f"no such field; {closest(key, TIMM_KEYS)}Known: {', '.join(sorted(TIMM_KEYS))}")
+        _check_value(f"timm:{name}.{key}", key, value, 1.0 if key in ("mlp_ratio", "drop_path_rate") else value if isinstance(value, (list, tuple)) else 1)
+    try:
+        import timm
+    except ImportError:
+        raise missing_extra(f"the model timm:{name}", "timm", "timm") from None
+    if name.split(".")[0] not in (names := timm.list_models()):
+        raise OptionError("model", f"timm has no {name!r}; {closest(name, names)}".strip())
+    return timm.create_model(name, pretrained=False, **config)
