@@ -2,7 +2,8 @@
 """From pictures to tensors: batches whose order and augmentation are pure functions of (seed, epoch, sample index).
 
 A restart at any step, another number of threads or another number of processes gives the same samples with the same
-augmentation: batch s of size B on each of W ranks covers the same W x B samples as batch s of size W x B on one.
+augmentation: batch s of size B on each of W ranks covers the same W x B samples as batch s of size W x B on one. Only
+mixing (mixup, cutmix) takes its partners from the rank's own batch.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def generator(seed: int, epoch: int, index: int, stream: int, repeat: int = 0) -
 
 
 class Batches:
-    """Batches of {"image": (B, 3, H, W) float32, "label": (B,) int64, "index": (B,) int64} and, when mixing, "soft_label" (B, K)."""
+    """Batches {"image": (B, 3, H, W) float32, "label", "index": (B,) int64}; mixing adds "soft_label" (B, K)."""
 
     def __init__(
         self,
@@ -48,9 +49,9 @@ class Batches:
         limit: int | None = None,
         repeats: int = 1,
     ) -> None:
-        """limit: samples per epoch over all ranks (shuffled: the first of the order; else evenly spaced, always the same).
+        """limit: samples per epoch over all ranks: the first of a shuffled order, else evenly spaced.
 
-        repeats: how often a picture comes, each time augmented anew, in an epoch of the same length (repeated augmentation).
+        repeats: how often a picture comes, each time augmented anew, in an epoch of the same length.
         With several ranks the order is filled up from its start, so that all take as many steps: evaluate with world=1.
         """
         checks = {"batch_size": batch_size, "world": world, "repeats": repeats, "limit": 1 if limit is None else limit}

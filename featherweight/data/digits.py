@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Digits on photographs: real handwriting on real pictures, made on the spot and offline.
 
-scikit-learn's 1,797 handwritten digits (UCI, 8 x 8) are enlarged, turned a little, colored and pasted on darkened crops of
-the photographs that scikit-learn and scikit-image carry. Digits and photographs are split once and for all: those of one
-part never appear in another, whatever the seed. The test part is meant to be touched once, at the end.
-A canvas is a pure function of (seed, part, index, options); nothing is downloaded and the two packages are not imported.
+scikit-learn's 1,797 handwritten digits (UCI, 8 x 8) are enlarged, turned a little, colored and pasted on darkened crops
+of the photographs that scikit-learn and scikit-image carry. Digits and photographs are split once and for all: those of
+one part never appear in another, whatever the seed. The test part is meant to be touched once, at the end.
+A canvas is a pure function of (seed, part, index, options). Nothing is downloaded; the two packages are not imported.
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ def backdrop(rng: np.random.Generator, part: str, look: Look) -> NDArray[np.floa
     left, top = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
     shape = (look.size, look.size)
     crop = photo.resize(shape, Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
-    pixels = np.asarray(crop, dtype=np.float32) * np.float32(look.background * rng.uniform(0.8, 1.0))
+    pixels: NDArray[np.float32] = np.asarray(crop, dtype=np.float32) * np.float32(
+        look.background * rng.uniform(0.8, 1.0)
+    )
     return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a picture to the model's input, in NumPy and Pillow, the same to the bit in training, evaluation and deployment.
 
-Resize and crop equal torchvision's Resize(shorter side) and CenterCrop on Pillow pictures. When the resized picture would
-exceed BUDGET pixels (a strip of 1 x 5000), the crop is taken before resizing, so memory stays small.
+Resize and crop equal torchvision's Resize(shorter side) and CenterCrop on Pillow pictures. When the resized picture
+would exceed BUDGET pixels (a strip of 1 x 5000), the crop is taken before resizing, so memory stays small.
 """
 
 from __future__ import annotations
@@ -100,8 +100,9 @@ class Preprocess:
         for key in known:
             if key not in stored:
                 raise InputError(name, "missing_key", f"preprocess lacks {key!r}")
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
         try:
-            return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()})
+            return cls(**values)
         except (OptionError, TypeError) as error:
             raise InputError(name, "out_of_range", str(error)) from error
 

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Augmentation: pure functions of a picture and its own random numbers, and mixing of a batch.
+
+Crop, flip, affine, color, RandAugment (Cubuk 2019, arXiv:1909.13719, with noise and rising severity as in Wightman
+2021, arXiv:2110.00476), random erasing (Zhong 2017, arXiv:1708.04896), mixup (Zhang 2017, arXiv:1710.09412) and cutmix (Yun
+2019, arXiv:1905.04899). With the defaults of `Augment` every picture stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+from torch import Tensor
+
+from featherweight.data.randaugment import randaugment
+from featherweight.errors import OptionError
+
+Picture = NDArray[np.uint8]  # (H, W, 3)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to training pictures, in this order; the defaults do nothing."""
+
+    crop_min: float = 1.0  # random resized crop: smallest share of the area; 1 leaves it out
+    flip: float = 0.0  # probability of a mirror image
+    shift: float = 0.0  # largest move, as a share of the side
+    rotate: float = 0.0  # degrees, either way
+    zoom: float = 0.0  # size times 1 - zoom .. 1 + zoom
+    brightness: float = 0.0  # times 1 - x .. 1 + x
+    contrast: float = 0.0
+    saturation: float = 0.0
+    randaugment: float = 0.0  # magnitude 0..10; 0 leaves it out
+    randaugment_ops: int = 2
+    randaugment_std: float = 0.5  # noise on the magnitude
+    randaugment_increasing: bool = True  # a higher magnitude is always the stronger change
+    erase: float = 0.0  # probability of noise in a rectangle
+    mixup: float = 0.0  # alpha of the beta distribution; 0 leaves it out
+    cutmix: float = 0.0
+    mix_probability: float = 1.0
+    label_smoothing: float = 0.0  # of the soft labels that mixing makes
+    num_classes: int = 0  # needed for mixing
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "erase", "mix_probability"):
+            self._bounded(name, 0, 1)
+        for name in ("shift", "zoom", "brightness", "contrast", "saturation", "label_smoothing"):
+            self._bounded(name, 0, 0.999)
+        self._bounded("crop_min", 0.01, 1)
+        self._bounded("rotate", 0, 180)
+        self._bounded("randaugment", 0, 10)
+        self._bounded("randaugment_ops", 0, 16)
+        for name in ("randaugment_std", "mixup", "cutmix"):
+            self._bounded(name, 0, 100)
+        if self.mixes and self.num_classes < 2:
+            text = f"mixup and cutmix need the number of classes, not {self.num_classes}"
+            raise OptionError("augment.num_classes", text)
+
+    def _bounded(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if not low <= value <= high:
+            raise OptionError(f"augment.{name}", f"must be {low}..{high}, not {value!r}")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether batches get soft labels."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    def picture(self, picture: Picture, rng: np.random.Generator, *, size: tuple[int, int]) -> Picture:
+        """One augmented picture; `size` (height, width) is what a random crop is resized to."""
+        if self.crop_min < 1:
+            picture = random_crop(picture, rng, size=size, smallest=self.crop_min)
+        if self.flip and rng.random() < self.flip:
+            picture = picture[:, ::-1]
+        if self.shift or self.rotate or self.zoom:
+            picture = affine(picture, rng, shift=self.shift, rotate=self.rotate, zoom=self.zoom)
+        if self.brightness or self.contrast or self.saturation:
+            amounts = (self.brightness, self.contrast, self.saturation)
+            picture = jitter(picture, rng, *amounts)
+        if self.randaugment:
+            picture = randaugment(
+                picture,
+                rng,
+                magnitude=self.randaugment,
+                ops=self.randaugment_ops,
+                std=self.randaugment_std,
+                increasing=self.randaugment_increasing,
+            )
+        if self.erase and rng.random() < self.erase:
+            picture = erase(picture, rng)
+        return picture
+
+    def mix(self, batch: dict[str, Tensor], rngs: Sequence[np.random.Generator]) -> dict[str, Tensor]:
+        """Each picture with its mirror place in the batch, by its own random numbers; adds "soft_label" (B, K)."""
+        images = batch["image"].clone()
+        partners = batch["image"].flip(0)
+        share = torch.ones(len(rngs))  # of the picture itself
+        for i, rng in enumerate(rngs):
+            if rng.random() >= self.mix_probability:
+                continue
+            cut = self.cutmix > 0 and (self.mixup == 0 or rng.random() < 0.5)
+            kept = float(rng.beta(self.cutmix, self.cutmix) if cut else rng.beta(self.mixup, self.mixup))
+            if cut:
+                height, width = images.shape[-2:]
+                top, bottom, left, right = rectangle(rng, height, width, 1 - kept)
+                images[i, :, top:bottom, left:right] = partners[i, :, top:bottom, left:right]
+                kept = 1 - (bottom - top) * (right - left) / (height * width)
+            else:
+                images[i] = images[i] * kept + partners[i] * (1 - kept)
+            share[i] = kept
+        own = F.one_hot(batch["label"], self.num_classes).float()
+        soft = own * share[:, None] + own.flip(0) * (1 - share)[:, None]
+        soft = soft * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+        return {**batch, "image": images, "soft_label": soft}
+
+
+def rectangle(rng: np.random.Generator, height: int, width: int, area: float) -> tuple[int, int, int, int]:
+    """Top, bottom, left, right of a part of the picture with its shape, around any point, cut off at the border."""
+    side = math.sqrt(area)
+    y, x = int(rng.integers(height)), int(rng.integers(width))
+    half_y, half_x = int(height * side) // 2, int(width * side) // 2
+    return max(0, y - half_y), min(height, y + half_y), max(0, x - half_x), min(width, x + half_x)
+
+
+def random_crop(
+    picture: Picture,
+    rng: np.random.Generator,
+    *,
+    size: tuple[int, int],
+    smallest: float,
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Picture:
+    """A part of the picture with a random area and shape, resized to `size`."""
+    height, width = picture.shape[:2]
+    top, left, high, wide = 0, 0, height, width
+    for _ in range(10):
+        area = height * width * rng.uniform(smallest, 1)
+        shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            high, wide = h, w
+            break
+    else:  # a very long picture: its middle, no longer than the ratio allows
+        high, wide = min(height, max(1, round(width / ratio[0]))), min(width, max(1, round(height * ratio[1])))
+        top, left = (height - high) // 2, (width - wide) // 2
+    box = (left, top, left + wide, top + high)
+    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box))
+
+
+def affine(picture: Picture, rng: np.random.Generator, *, shift: float, rotate: float, zoom: float) -> Picture:
+    """Moved, turned and scaled around its middle; what comes in from outside has the picture's mean color."""
+    height, width = picture.shape[:2]
+    dx, dy = rng.uniform(-shift, shift, 2) * (width, height)
+    angle, scale = math.radians(rng.uniform(-rotate, rotate)), 1 / rng.uniform(1 - zoom, 1 + zoom)
+    a, b = scale * math.cos(angle), scale * math.sin(angle)
+    x, y = width / 2, height / 2
+    matrix = (a, b, x - a * (x + dx) - b * (y + dy), -b, a, y + b * (x + dx) - a * (y + dy))
+    fill = tuple(int(v) for v in picture.reshape(-1, 3).mean(0))
+    source = Image.fromarray(np.ascontiguousarray(picture))
+    method = Image.Resampling.BILINEAR
+    return np.asarray(source.transform((width, height), Image.Transform.AFFINE, matrix, method, fillcolor=fill))
+
+
+def jitter(
+    picture: Picture, rng: np.random.Generator, brightness: float, contrast: float, saturation: float
+) -> Picture:
+    """Brightness, contrast and saturation times a random factor each."""
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    steps = ((ImageEnhance.Brightness, brightness), (ImageEnhance.Contrast, contrast), (ImageEnhance.Color, saturation))
+    for change, amount in steps:
+        factor = float(rng.uniform(1 - amount, 1 + amount))
+        if amount:
+            image = change(image).enhance(factor)
+    return np.asarray(image)
+
+
+def erase(picture: Picture, rng: np.random.Generator) -> Picture:
+    """Noise in a rectangle of 2 % to 33 % of the area."""
+    height, width = picture.shape[:2]
+    area = height * width * rng.uniform(0.02, 1 / 3)
+    shape = math.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3)))
+    high = min(height, max(1, round(math.sqrt(area * shape))))
+    wide = min(width, max(1, round(math.sqrt(area / shape))))
+    top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
+    changed: Picture = picture.copy()
+    changed[top : top + high, left : left + wide] = rng.integers(0, 256, (high, wide, 3), dtype=np.uint8)
+    return changed
