@@ -34,21 +34,22 @@ class Team:
             return model
         return DistributedDataParallel(model)
 
-    def any(self, flag: bool, device: torch.device) -> bool:
-        """True everywhere if it is true anywhere."""
-        if self.world == 1:
-            return flag
-        votes = torch.tensor([float(flag)], device=device)
-        distributed.all_reduce(votes, distributed.ReduceOp.MAX)
-        return bool(votes.item())
-
-    def gather(self, tensor: Tensor, device: torch.device) -> list[Tensor]:
+    def gather(self, tensor: Tensor) -> list[Tensor]:
         """Everybody's tensor (all of one shape and dtype), in order of rank, on the CPU."""
         if self.world == 1:
             return [tensor]
-        parts = [torch.empty_like(tensor, device=device) for _ in range(self.world)]
-        distributed.all_gather(parts, tensor.to(device))
+        tensor = tensor.to(_device())
+        parts = [torch.empty_like(tensor) for _ in range(self.world)]
+        distributed.all_gather(parts, tensor)
         return [part.cpu() for part in parts]
+
+    def any(self, flag: bool) -> bool:
+        """True everywhere if it is true anywhere."""
+        return flag if self.world == 1 else any(bool(vote) for vote in self.gather(torch.tensor([float(flag)])))
+
+    def differs(self, number: int) -> bool:
+        """Whether not all have the same number."""
+        return len({int(theirs) for theirs in self.gather(torch.tensor([number]))}) > 1
 
     def share(self, tensors: Iterable[Tensor]) -> None:
         """Give everybody rank 0's values."""
@@ -72,3 +73,12 @@ def join(device: torch.device) -> Team:
 def _leave() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def _device() -> torch.device:
+    """Where NCCL, which moves nothing else, wants its tensors."""
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if distributed.get_backend() == "nccl"
+        else torch.device("cpu")
+    )

@@ -35,12 +35,15 @@ class Optimizer:
     freeze: Mapping[str, float] = field(default_factory=dict)  # pattern -> progress at which it starts to move
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of `model`'s trainable parameters; frozen ones lose `requires_grad`. OptionError if none is left."""
+        """The optimizer of `model`'s trainable parameters; frozen ones lose `requires_grad`. OptionError if all do."""
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         for where, patterns in (("groups", self.groups), ("freeze", self.freeze)):
             for pattern in patterns:
                 if pattern != "*" and not any(fnmatchcase(name, pattern) for name in named):
-                    raise OptionError(f"optimizer.{where}", f"{pattern!r} fits no trainable parameter; they are named like {_some(named)}")
+                    raise OptionError(
+                        f"optimizer.{where}",
+                        f"{pattern!r} fits no trainable parameter; they are named like {_some(named)}",
+                    )
         sets: dict[tuple[float, float, float], list[nn.Parameter]] = {}
         for name, parameter in named.items():
             starts = _first(self.freeze, name, 0.0)
@@ -66,7 +69,7 @@ def adamw(
     groups: Mapping[str, float] | None = None,
     freeze: Sequence[str] | Mapping[str, float] = (),
 ) -> Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); `freeze` for good (names) or until a progress ({name: 0.2})."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); `freeze`: names for good, or {name: progress until which}."""
     _number("optimizer.lr", lr, lambda x: x > 0, "above 0")
     _number("optimizer.eps", eps, lambda x: x > 0, "above 0")
     for beta in betas:
@@ -101,12 +104,12 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float, progress: float) -> 
     return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
-def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each trained parameter's name and what the optimizer remembers of it (to read or to fill)."""
+def memories(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter, dict[str, Any]]]:
+    """Each trained parameter: its name, itself, and what the optimizer remembers of it (to read or to fill)."""
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         if id(parameter) in trained:
-            yield name, optimizer.state[parameter]
+            yield name, parameter, optimizer.state[parameter]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ Not here: methods that replace the optimizer's step (an optimizer) or mix sample
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import os
@@ -23,9 +22,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from featherweight import distributed, optim
-from featherweight.checkpoint import State, Store, describe, interruptible, random_state_kept, seed_all
-from featherweight.errors import Diverged, OptionError, closest
+from featherweight import distributed, optim, randomness
+from featherweight.checkpoint import State, Store, tensors_of
+from featherweight.errors import Diverged, OptionError, shown
+from featherweight.interrupt import interruptible
+from featherweight.modes import evaluating, lone_sample
+from featherweight.options import describe
 
 Batch = Mapping[str, Tensor]
 Log = Callable[[dict[str, Any]], object]
@@ -102,22 +104,21 @@ def fit(
 
     log: gets a dict per step and per epoch, with every loss term by name. validate: gets the model after each epoch.
     checkpoint: a folder. The same call with the same folder goes on exactly where it was, after a kill too; after the
-    end it returns the finished model. Options that differ are refused unless `allow` names them; more epochs may be had.
+    end it returns the finished model. Options that differ are refused unless `allow` names them; more epochs may be.
     Raises Diverged where a loss, a gradient or a weight is not finite.
     """
-    plan = Plan(task, tuple(methods), optimizer or optim.adamw(), schedule or optim.cosine(), epochs, ema, clip, precision, seed)
+    optimizer, schedule = optimizer or optim.adamw(), schedule or optim.cosine()
+    plan = Plan(task, tuple(methods), optimizer, schedule, epochs, ema, clip, precision, seed)
     team = distributed.join(_device(model))
-    with random_state_kept():
-        state, trained = _begin(model, plan)
-        batches = batches.shard(team.rank, team.world) if team.world > 1 else batches
-        seed_all(seed, team.rank)
-        with Store.open(checkpoint, plan.facts(batches, team), team, every=checkpoint_every, allow=allow) as store:
-            rewind = getattr(log, "rewind", None)
-            if store.restore(state) and rewind is not None:
-                rewind(state.rows)
-            loop = Loop(plan, state, batches, store, team, team.wrap(state.model), log if team.leads else None, validate)
-            loop.run()
-        return _end(state, plan, team, trained)
+    batches = batches.shard(team.rank, team.world) if team.world > 1 else batches
+    with randomness.kept():
+        state = _begin(model, plan)
+        randomness.seed(seed, team.rank)
+        facts = plan.facts(batches, team.world)
+        with Store.open(checkpoint, facts, team, every=checkpoint_every, allow=allow) as store:
+            store.restore(state)
+            Loop(plan, state, batches, store, team, team.wrap(state.model), log, validate).run()
+        return _end(state, plan, team)
 
 
 @dataclass(frozen=True)
@@ -135,28 +136,27 @@ class Plan:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise OptionError("epochs", f"{self.epochs!r} is not 1 or more")
-        if self.ema is not None and not 0 <= self.ema < 1:
-            raise OptionError("ema", f"{self.ema!r} is not a decay from 0 to below 1, such as 0.999")
-        if self.clip is not None and not self.clip > 0:
-            raise OptionError("clip", f"{self.clip!r} is not a gradient norm above 0; None for no clipping")
-        if self.precision not in PRECISIONS:
-            known = f"{closest(self.precision, PRECISIONS)}Known: {', '.join(PRECISIONS)}"
-            raise OptionError("precision", f"no {self.precision!r} here; {known}")
-        if not 0 <= self.seed < 2**32:
-            raise OptionError("seed", f"{self.seed!r} is not from 0 to 2**32 - 1")
+        checks = {
+            "epochs": (self.epochs >= 1, "is not 1 or more"),
+            "ema": (self.ema is None or 0 <= self.ema < 1, "is not a decay from 0 to below 1, such as 0.999"),
+            "clip": (self.clip is None or self.clip > 0, "is not a norm of gradients above 0; None does not clip"),
+            "precision": (self.precision in PRECISIONS, f"is not one of {', '.join(PRECISIONS)}"),
+            "seed": (0 <= self.seed < 2**32, "is not from 0 to 2**32 - 1"),
+        }
+        for name, (holds, wrong) in checks.items():
+            if not holds:
+                raise OptionError(name, f"{getattr(self, name)!r} {wrong}")
 
-    def facts(self, batches: Batches, team: distributed.Team) -> dict[str, Any]:
+    def facts(self, batches: Batches, world: int) -> dict[str, Any]:
         """What must be the same when a run is taken up again."""
-        data = {name: value for name, value in vars(batches).items() if name not in ("images", "rank")}
+        data = {k: v for k, v in getattr(batches, "__dict__", {}).items() if k not in ("images", "rank", "world")}
         data["samples"] = len(getattr(batches, "images", ()))
         return {
             **{name: describe(value) for name, value in vars(self).items()},
             "data": describe(data),
             "steps_per_epoch": batches.steps_per_epoch,
-            "world": team.world,
-            "torch": torch.__version__,
+            "world": world,
+            "torch": str(torch.__version__),
         }
 
 
@@ -172,26 +172,32 @@ class Loop:
     wrapped: nn.Module  # the model, averaging gradients over the team
     log: Log | None
     validate: Callable[[nn.Module], Mapping[str, Any]] | None
-    seconds: float = field(default_factory=time.perf_counter)
+    clock: float = field(default_factory=time.perf_counter)  # when the last step ended
 
     def run(self) -> None:
         """From where the state is to the last epoch."""
         state, length = self.state, self.batches.steps_per_epoch
+        if length < 1:
+            raise OptionError("batches", "there are none: no samples, or fewer than one batch with drop_last")
+        rewind = getattr(self.log, "rewind", None)
+        if self.team.leads and rewind is not None:
+            rewind(state.rows)
         state.model.train()
-        with interruptible(self.store.active) as asked:
+        with interruptible(self.store.folder is not None) as asked:
             while state.epoch < self.plan.epochs:
                 for batch in self.batches.epoch(state.epoch, state.position):
-                    self.step({k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()})
+                    self.step(self.moved(batch))
                     if state.position == length:
                         self.end_epoch()
-                    stop = self.store.active and self.team.any(asked.signal is not None, self.device)
-                    self.store.keep(state, now=stop, epoch_ended=state.position == 0)
+                    stop = self.team.any(asked.signal is not None)
+                    self.store.keep(state, now=stop)
                     if stop:
-                        raise asked.error(state.step, self.store.folder)
+                        where = f"the same command goes on from {shown(self.store.folder)}"
+                        raise asked.error(f"after step {state.step}", where)
                     if state.position == 0:
                         break
                 if state.position:
-                    raise OptionError("batches", f"epoch {state.epoch} ended after {state.position} of {length} batches")
+                    raise OptionError("batches", f"epoch {state.epoch} has {state.position} batches, not {length}")
 
     def step(self, batch: Batch) -> None:
         """Forward, loss, backward, one change of the weights."""
@@ -206,20 +212,23 @@ class Loop:
         state.optimizer.step()
         for method in plan.methods:
             method.after_step(state.model, after)
-        state.advance(values, ema=plan.ema)
-        self.tell("step", progress=after, loss=sum(values.values()), terms=values, lr=lr, grad_norm=norm, samples=_size(batch))
+        state.advance(values, decay=plan.ema)
+        before, self.clock = self.clock, time.perf_counter()
+        speed = _size(batch) * self.team.world / max(self.clock - before, 1e-9)
+        row = {"progress": after, "lr": lr, "grad_norm": norm, "images_per_s": speed}
+        self.tell("step", state.epoch, loss=sum(values.values()), terms=values, **row)
 
     def terms(self, batch: Batch, progress: float) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The loss terms of a batch, and their values; Diverged if one is not finite."""
         plan, model = self.plan, self.state.model
-        with torch.autocast(self.device.type, PRECISIONS[plan.precision], enabled=plan.precision != "float32"):
-            with lone_sample(model, _size(batch)):
-                output = plan.task.forward(self.wrapped, batch)
+        mixed = torch.autocast(_device(model).type, PRECISIONS[plan.precision], enabled=plan.precision != "float32")
+        with mixed, lone_sample(model, _size(batch)):
+            output = plan.task.forward(self.wrapped, batch)
             terms = dict(plan.task.loss(output, batch))
             run = Pass(model, batch, output, partial(_call, plan.task, batch, model), progress, tuple(terms))
             for method in plan.methods:
                 terms = method.loss(terms, run)
-        values = dict(zip(terms, torch.stack([term.detach().double() for term in terms.values()]).tolist(), strict=True))
+        values = dict(zip(terms, torch.stack([term.detach().float() for term in terms.values()]).tolist(), strict=True))
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         if bad:
             raise self.diverged(f"loss term {', '.join(f'{n} is {v}' for n, v in bad.items())} (all: {values})", batch)
@@ -231,61 +240,57 @@ class Loop:
         norm = float(nn.utils.clip_grad_norm_(named.values(), self.plan.clip or math.inf))
         if not math.isfinite(norm):
             bad = [name for name, p in named.items() if p.grad is not None and not p.grad.isfinite().all()]
-            raise self.diverged(f"the norm of the gradients is {norm} (first in {', '.join(bad[:3]) or 'their sum'})", batch)
+            raise self.diverged(
+                f"the norm of the gradients is {norm} (first in {', '.join(bad[:3]) or 'their sum'})", batch
+            )
         return norm
 
     def end_epoch(self) -> None:
         """Means of the epoch's terms, the user's validation, the next epoch."""
-        state, row = self.state, {}
+        state, row = self.state, dict[str, Any]()
         if self.validate is not None and self.team.leads:
-            row["validation"] = dict(self.validate(state.deployable().eval()))
-            state.compare(row["validation"])
+            metrics = dict(self.validate(state.deployable().eval()))
+            state.compare(metrics)
+            row = {"validation": metrics, "best": state.best}
         means = state.next_epoch()
-        self.tell("epoch", at=state.epoch - 1, loss=sum(means.values()), terms=means, **row)
+        self.clock = time.perf_counter()
+        self.tell("epoch", state.epoch - 1, loss=sum(means.values()), terms=means, **row)
 
-    def tell(self, event: str, *, at: int | None = None, samples: int = 0, **row: Any) -> None:
-        state, now = self.state, time.perf_counter()
-        state.rows += 1
-        if samples:
-            row["images_per_s"] = samples * self.team.world / max(now - self.seconds, 1e-9)
-        self.seconds = now
-        if self.log is not None:
-            self.log({"event": event, "epoch": state.epoch if at is None else at, "step": state.step, **row})
+    def tell(self, event: str, epoch: int, **row: Any) -> None:
+        """A row for the log, which only the leading process has."""
+        self.state.rows += 1
+        if self.log is not None and self.team.leads:
+            self.log({"event": event, "epoch": epoch, "step": self.state.step, **row})
 
     def diverged(self, what: str, batch: Batch) -> Diverged:
+        """The error that names step, term and samples."""
         index = batch["index"].tolist() if "index" in batch else []
         samples = f"; samples {index[:16]}{' and more' if len(index) > 16 else ''}" if index else ""
-        return Diverged(f"step {self.state.step + 1} (epoch {self.state.epoch}): {what}{samples}; try a lower learning rate")
+        return Diverged(
+            f"step {self.state.step + 1} (epoch {self.state.epoch}): {what}{samples}; try a lower learning rate"
+        )
 
-    @property
-    def device(self) -> torch.device:
-        return _device(self.state.model)
-
-
-@contextlib.contextmanager
-def lone_sample(model: nn.Module, size: int) -> Iterator[None]:
-    yield
+    def moved(self, batch: Batch) -> Batch:
+        """The batch where the model is."""
+        device = _device(self.state.model)
+        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-def _begin(model: nn.Module, plan: Plan) -> tuple[State, set[str]]:
-    """The prepared copy with its optimizer, and the names of what was trainable before the optimizer froze some."""
-    seed_all(plan.seed, 0)  # new weights are drawn alike in every process
+def _begin(model: nn.Module, plan: Plan) -> State:
+    """A copy, prepared by the methods, with its optimizer."""
+    randomness.seed(plan.seed, 0)  # new weights are drawn alike in every process
     model = copy.deepcopy(model)
     for method in plan.methods:
         model = method.prepare(model)
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    return State(model, plan.optimizer.build(model), averaged=plan.ema is not None), trained
+    trainable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return State(model, plan.optimizer.build(model), trainable=trainable, averaged=plan.ema is not None)
 
 
-def _end(state: State, plan: Plan, team: distributed.Team, trained: set[str]) -> nn.Module:
-    """The weights to deploy, the methods' finish; the optimizer is gone."""
+def _end(state: State, plan: Plan, team: distributed.Team) -> nn.Module:
+    """The weights to deploy, without optimizer and scaffold."""
     state.check_finite()
     model = state.deployable()
-    team.share(model.state_dict().values())
-    for name, parameter in model.named_parameters():
-        parameter.grad = None
-        parameter.requires_grad_(name in trained)
-    del state.optimizer
+    team.share(tensors_of(model).values())
     for method in reversed(plan.methods):
         model = method.finish(model)
     return model.eval()
@@ -295,18 +300,12 @@ def _call(task: Task, batch: Batch, trained: nn.Module, model: nn.Module) -> Any
     """`model`'s output on the batch: in eval mode without gradient, unless it is the model being trained."""
     if model is trained:
         return task.forward(model, batch)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            return task.forward(model, batch)
-    finally:
-        for module in training:
-            module.training = True
+    with torch.no_grad(), evaluating(model):
+        return task.forward(model, batch)
 
 
 def _device(model: nn.Module) -> torch.device:
-    return next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    return next((tensor.device for tensor in tensors_of(model).values()), torch.device("cpu"))
 
 
 def _size(batch: Batch) -> int:
