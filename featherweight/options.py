@@ -17,6 +17,19 @@ from torch import Tensor, nn
 DEPTH = 6  # of options inside options
 
 
+def facts_of(plan: object, batches: Any, world: int) -> dict[str, Any]:
+    """What must be the same when a training run is taken up again: its plan, its data, its processes, its torch."""
+    data = {k: v for k, v in getattr(batches, "__dict__", {}).items() if k not in ("images", "rank", "world")}
+    data["samples"] = len(getattr(batches, "images", ()))
+    return {
+        **{name: describe(value) for name, value in vars(plan).items()},
+        "data": describe(data),
+        "steps_per_epoch": batches.steps_per_epoch,
+        "world": world,
+        "torch": str(torch.__version__),
+    }
+
+
 def describe(value: Any, depth: int = DEPTH) -> Any:
     """An option as JSON that is equal exactly when the option is: modules and arrays by digest, functions by name."""
     if value is None or isinstance(value, (bool, int, str)):

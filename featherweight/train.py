@@ -27,7 +27,7 @@ from featherweight.checkpoint import State, Store, tensors_of
 from featherweight.errors import Diverged, OptionError, shown
 from featherweight.interrupt import interruptible
 from featherweight.modes import evaluating, lone_sample
-from featherweight.options import describe
+from featherweight.options import facts_of
 
 Batch = Mapping[str, Tensor]
 Log = Callable[[dict[str, Any]], object]
@@ -114,7 +114,7 @@ def fit(
     with randomness.kept():
         state = _begin(model, plan)
         randomness.seed(seed, team.rank)
-        facts = plan.facts(batches, team.world)
+        facts = facts_of(plan, batches, team.world)
         with Store.open(checkpoint, facts, team, every=checkpoint_every, allow=allow) as store:
             store.restore(state)
             Loop(plan, state, batches, store, team, team.wrap(state.model), log, validate).run()
@@ -146,18 +146,6 @@ class Plan:
         for name, (holds, wrong) in checks.items():
             if not holds:
                 raise OptionError(name, f"{getattr(self, name)!r} {wrong}")
-
-    def facts(self, batches: Batches, world: int) -> dict[str, Any]:
-        """What must be the same when a run is taken up again."""
-        data = {k: v for k, v in getattr(batches, "__dict__", {}).items() if k not in ("images", "rank", "world")}
-        data["samples"] = len(getattr(batches, "images", ()))
-        return {
-            **{name: describe(value) for name, value in vars(self).items()},
-            "data": describe(data),
-            "steps_per_epoch": batches.steps_per_epoch,
-            "world": world,
-            "torch": str(torch.__version__),
-        }
 
 
 @dataclass
