@@ -12,7 +12,6 @@ import errno
 import os
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,9 +19,8 @@ from typing import BinaryIO
 
 from featherweight.errors import FeatherweightError, InputError, StorageError, shown
 
-if sys.platform == "win32":
-    fcntl = None
-else:
+LOCKS = os.name != "nt"
+if LOCKS:
     import fcntl
 
 Buffer = bytes | bytearray | memoryview
@@ -35,7 +33,7 @@ _held: set[int] = set()
 
 
 def publish(path: PathLike, data: Buffer | Iterable[Buffer]) -> None:
-    """Write `data` (bytes, or pieces in order) to `path` whole or not at all; a full disk is a StorageError with figures."""
+    """Write `data` (bytes, or pieces in order) to `path` whole or not at all; StorageError, with figures, if not."""
     target = Path(path)
     pieces = [data] if isinstance(data, (bytes, bytearray, memoryview)) else list(data)
     needed = sum(memoryview(piece).nbytes for piece in pieces)
@@ -65,7 +63,7 @@ def _unfinished(target: Path) -> tuple[Path, BinaryIO]:
     while True:
         temporary = target.parent / f"{TEMPORARY}{secrets.token_hex(8)}.tmp"
         stream = os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb")
-        if fcntl is None:
+        if not LOCKS:
             return temporary, stream
         fcntl.flock(stream.fileno(), fcntl.LOCK_EX)
         if temporary.exists():  # a cleaner may have come between creation and lock
@@ -93,7 +91,8 @@ def _storage_error(error: OSError, target: Path, needed: int) -> StorageError:
         free = "free space unknown"
     figures = f"needed {needed} bytes, {free}"
     if error.errno in _FULL:
-        return StorageError(f"disk full: {shown(target)} was not written ({figures}); make room and run the same command again")
+        text = f"disk full: {shown(target)} was not written ({figures}); make room and run the same command again"
+        return StorageError(text)
     why = (error.strerror or type(error).__name__).lower()
     return StorageError(f"{shown(target)} was not written: {why} ({figures}); choose a folder that can be written")
 
@@ -153,13 +152,14 @@ def lock(folder: PathLike) -> Iterator[None]:
 
 
 def _take(handle: int, place: Path) -> None:
-    if fcntl is None:
+    if not LOCKS:
         return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(handle)
-        raise FeatherweightError(f"{shown(place)} is in use by another process; wait for it, or choose another name") from error
+        text = f"{shown(place)} is in use by another process; wait for it, or choose another name"
+        raise FeatherweightError(text) from error
 
 
 def _let_go() -> None:
@@ -183,7 +183,7 @@ def clean_stale(folder: PathLike) -> None:
 
 
 def _abandoned(temporary: Path) -> bool:
-    if fcntl is None:
+    if not LOCKS:
         return time.time() - temporary.stat().st_mtime > STALE_SECONDS
     handle = os.open(temporary, os.O_RDWR)
     try:

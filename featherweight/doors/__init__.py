@@ -18,7 +18,7 @@ Path = str | bytes | os.PathLike[str]
 
 @contextlib.contextmanager
 def door(path: object, reason: str, text: str = "cannot be understood") -> Iterator[None]:
-    """Whatever goes wrong while a file is being read comes out as an InputError; the only `except Exception` there is."""
+    """Whatever goes wrong while a file is read comes out as an InputError; the only `except Exception` there is."""
     try:
         yield
     except FeatherweightError:

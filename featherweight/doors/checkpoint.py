@@ -69,8 +69,8 @@ def write(path: PathLike, tensors: Mapping[str, Stored], metadata: Mapping[str, 
 
 
 def check(tensors: Mapping[str, Stored], spec: Mapping[str, Any], *, name: object = "weights") -> None:
-    """Raise unless `tensors` are exactly those of `spec`: name -> anything with a shape and a dtype (a mapping with these
-    keys, a `Stored`, an array, a torch tensor), and all numbers are finite. `name` stands for the file in messages."""
+    """Raise unless `tensors` are exactly those of `spec` and every number is finite. `spec` maps names to anything with
+    a shape and a dtype: a mapping with these keys, a `Stored`, a torch tensor. `name` is the file's, for messages."""
     missing = [key for key in spec if key not in tensors]
     extra = [key for key in tensors if key not in spec]
     if missing:
@@ -93,7 +93,8 @@ def check_finite(tensors: Mapping[str, Stored], *, name: object = "weights") -> 
     """Raise if a number is NaN or infinite, naming its tensor."""
     for key, tensor in tensors.items():
         if not tensor.is_finite():
-            raise InputError(name, "non_finite", f"tensor '{shown(key, limit=80)}' holds NaN or infinity; the training diverged")
+            text = f"tensor '{shown(key, limit=80)}' holds NaN or infinity; the training diverged"
+            raise InputError(name, "non_finite", text)
 
 
 def _wanted(want: Any) -> tuple[tuple[int, ...], str]:

@@ -14,7 +14,7 @@ from featherweight.errors import InputError, shown
 MAX_BYTES = 512 << 20
 MAX_DEPTH = 64
 
-_MARKS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]' if hasattr(re, "NOFLAG") else r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_MARKS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)  # a text, even one without an end, or a bracket
 
 
 def read(path: Path, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH, allow_nan: bool = False) -> Any:
@@ -24,7 +24,7 @@ def read(path: Path, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH, 
 
 
 def parse(text: str | bytes, name: object, *, max_depth: int = MAX_DEPTH, allow_nan: bool = False) -> Any:
-    """The value of one JSON text; `name` stands for it in messages. `allow_nan` lets NaN and Infinity through as floats."""
+    """The value of one JSON text; `name` is for messages. `allow_nan` lets NaN and Infinity through as floats."""
     with door(name, "bad_json"):
         if isinstance(text, (bytes, bytearray)):
             text = text_of(bytes(text), name)
@@ -33,7 +33,9 @@ def parse(text: str | bytes, name: object, *, max_depth: int = MAX_DEPTH, allow_
         _bound_depth(text, name, max_depth)
         rules = _Rules(name, allow_nan)
         try:
-            value = json.loads(text, object_pairs_hook=rules.unique, parse_constant=rules.constant, parse_float=rules.number)
+            value = json.loads(
+                text, object_pairs_hook=rules.unique, parse_constant=rules.constant, parse_float=rules.number
+            )
         except json.JSONDecodeError as error:
             why = f"line {error.lineno}, column {error.colno}: {error.msg.lower()}"
             raise InputError(name, "bad_json", why) from error

@@ -108,7 +108,8 @@ class _Machine:
         raise InputError(self.path, "truncated", "the pickle has no end")
 
     def unsafe(self, what: str) -> InputError:
-        return InputError(self.path, "unsafe_pickle", f"{what}, which could run code; nothing was run. Ask for safetensors")
+        text = f"{what}, which could run code; nothing was run. Ask for safetensors"
+        return InputError(self.path, "unsafe_pickle", text)
 
     def since_mark(self) -> list[Any]:
         found, self.stack = self.stack, self.marked.pop()
@@ -123,7 +124,7 @@ class _Machine:
         return Name(dotted)
 
     def is_inert(self, dotted: str) -> bool:
-        return dotted in HARMLESS or (bool(self.inert) and dotted.startswith(self.inert))
+        return dotted in HARMLESS or dotted.startswith(self.inert)
 
     def call(self, target: Any, args: Any) -> Any:
         if not isinstance(target, Name) or not isinstance(args, tuple):
@@ -137,7 +138,8 @@ class _Machine:
     def view(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
         return self.view_of(storage, offset, size, stride, None)
 
-    def view_typed(self, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any) -> Any:
+    def view_typed(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
+        _grad, _hooks, dtype = rest[:3]
         if not isinstance(dtype, Name) or dtype.dotted not in _TYPES:
             raise InputError(self.path, "corrupt", "a tensor has no known dtype")
         return self.view_of(storage, offset, size, stride, dtype.dotted.removeprefix("torch."))
@@ -151,10 +153,11 @@ class _Machine:
         return self.tensor(View(storage, dtype, offset, size, stride))
 
     def persistent(self, what: Any) -> Storage:
-        if not isinstance(what, tuple) or len(what) != 5 or what[0] != "storage" or not isinstance(what[1], Name):
+        if not isinstance(what, tuple) or len(what) not in (5, 6) or what[0] != "storage":
             raise InputError(self.path, "corrupt", "refers to something that is not a tensor's storage")
-        _, kind, key, _, count = what
-        if kind.dotted not in STORAGES or type(key) is not str or type(count) is not int or count < 0:
+        _, kind, key, _, count = what[:5]
+        known = isinstance(kind, Name) and kind.dotted in STORAGES
+        if not known or type(key) is not str or type(count) is not int or count < 0:
             raise InputError(self.path, "corrupt", "a storage has no known type, name or length")
         return Storage(key, STORAGES[kind.dotted], count)
 
@@ -181,8 +184,8 @@ class _Machine:
             raise InputError(self.path, "bad_schema", f"uses a {type(value).__name__} as a key")
         return value
 
-    def ordered(self, pairs: Any = ()) -> dict[Any, Any]:
-        return self.fill({}, [part for key, value in pairs for part in (key, value)])  # type: ignore[no-any-return]
+    def ordered(self, pairs: Any = ()) -> Any:
+        return self.fill({}, [part for key, value in pairs for part in (key, value)])
 
     def set_of(self, values: Any = ()) -> set[Any]:
         return {self.key(value) for value in values}
@@ -232,34 +235,23 @@ def _put(m: _Machine, arg: Any) -> None:
     m.memo[len(m.memo) if arg is None else arg] = m.stack[-1]
 
 
-def _inst(m: _Machine, arg: str) -> None:
-    args = tuple(m.since_mark())
-    m.stack.append(m.call(m.name(*arg.split(" ", 1)), args))
-
-
-def _obj(m: _Machine, _: Any) -> None:
+def _obj(m: _Machine, _: Any) -> Any:
     target, *args = m.since_mark()
-    m.stack.append(m.call(target, tuple(args)))
+    return m.call(target, tuple(args))
 
 
-def _new_with_keywords(m: _Machine, _: Any) -> None:
+def _new_with_keywords(m: _Machine, _: Any) -> Any:
     target, args, keywords = _pop(m, 3)
     if keywords:
         raise m.unsafe("makes an object with keywords")
-    m.stack.append(m.call(target, args))
+    return m.call(target, args)
 
 
-def _marked_into(method: Callable[[_Machine, Any, list[Any]], Any]) -> Callable[[_Machine, Any], None]:
+def _into(method: Callable[[_Machine, Any, list[Any]], Any], count: int = 0) -> Callable[[_Machine, Any], None]:
+    """Hand the last `count` values, or those since the mark, to a method of what lies below them."""
+
     def handle(m: _Machine, _: Any) -> None:
-        values = m.since_mark()
-        method(m, m.stack[-1], values)
-
-    return handle
-
-
-def _into(method: Callable[[_Machine, Any, list[Any]], Any], count: int) -> Callable[[_Machine, Any], None]:
-    def handle(m: _Machine, _: Any) -> None:
-        values = _pop(m, count)
+        values = _pop(m, count) if count else m.since_mark()
         method(m, m.stack[-1], values)
 
     return handle
@@ -303,17 +295,17 @@ _HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
     "TUPLE2": _push(lambda m, arg: tuple(_pop(m, 2))),
     "TUPLE3": _push(lambda m, arg: tuple(_pop(m, 3))),
     "APPEND": _into(_Machine.extend, 1),
-    **dict.fromkeys(("APPENDS", "ADDITEMS"), _marked_into(_Machine.extend)),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), _into(_Machine.extend)),
     "SETITEM": _into(_Machine.fill, 2),
-    "SETITEMS": _marked_into(_Machine.fill),
+    "SETITEMS": _into(_Machine.fill),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _push(lambda m, arg: m.memo[arg])),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _put),
     "GLOBAL": _push(lambda m, arg: m.name(*arg.split(" ", 1))),
     "STACK_GLOBAL": _push(lambda m, arg: m.name(*_pop(m, 2))),
-    "INST": _inst,
-    "OBJ": _obj,
+    "INST": _push(lambda m, arg: m.call(m.name(*arg.split(" ", 1)), tuple(m.since_mark()))),
+    "OBJ": _push(_obj),
     **dict.fromkeys(("REDUCE", "NEWOBJ"), _push(lambda m, arg: m.call(*_pop(m, 2)))),
-    "NEWOBJ_EX": _new_with_keywords,
+    "NEWOBJ_EX": _push(_new_with_keywords),
     "BUILD": _Machine.build,
     "BINPERSID": _push(lambda m, arg: m.persistent(m.stack.pop())),
 }

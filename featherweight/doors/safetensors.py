@@ -24,6 +24,7 @@ MAX_HEADER = 8 << 20  # bytes; a model of 50 000 tensors needs about 5 MB
 DIGEST = "sha256"
 NOTE = "featherweight"  # the metadata entry with our own JSON
 _ZEROS = "0" * 64
+Place = tuple[str, tuple[int, ...], int, int]  # dtype, shape, begin, end
 _BY_HEADER_NAME = {header: name for name, (header, _, _) in DTYPES.items()}
 
 
@@ -62,14 +63,15 @@ def _header(stream: BinaryIO, size: int, path: object, codes: Codes) -> tuple[by
         raise InputError(path, codes.short, f"ends after {size} bytes, before the header")
     (length,) = struct.unpack("<Q", first)
     if length > size - 8:
-        raise InputError(path, codes.short, f"the header claims {length} bytes, the file has {size - 8} after its length")
+        text = f"the header claims {length} bytes, the file has {size - 8} after its length"
+        raise InputError(path, codes.short, text)
     if not 2 <= length <= MAX_HEADER:
         raise InputError(path, "bad_header", f"the header claims {length} bytes; 2 to {MAX_HEADER} are possible")
-    text = stream.read(length)
-    if text[:1] != b"{":
+    head = stream.read(length)
+    if head[:1] != b"{":
         raise InputError(path, "bad_header", "the header does not begin with '{'; this is not a safetensors file")
     try:
-        entries = strict_json.parse(text, path, max_depth=4)
+        entries = strict_json.parse(head, path, max_depth=4)
     except InputError as error:
         raise InputError(path, "bad_header", f"the header: {error.text}") from error
     if not isinstance(entries, dict):
@@ -77,16 +79,16 @@ def _header(stream: BinaryIO, size: int, path: object, codes: Codes) -> tuple[by
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise InputError(path, "bad_header", "the metadata must be an object of texts")
-    return first + text, entries, metadata
+    return first + head, entries, metadata
 
 
-def _places(entries: dict[str, Any], room: int, path: object, codes: Codes) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+def _places(entries: dict[str, Any], room: int, path: object, codes: Codes) -> dict[str, Place]:
     """name -> (dtype, shape, begin, end); together they cover the data exactly once."""
     places = {name: _place(name, entry, room, path, codes) for name, entry in entries.items()}
     position = 0
     for name, (_, _, begin, end) in sorted(places.items(), key=lambda item: item[1][2:]):
         if begin != position:
-            what = "overlaps another one" if begin < position else f"leaves a hole of {begin - position} bytes before it"
+            what = "overlaps another one" if begin < position else f"leaves {begin - position} bytes before it unused"
             raise InputError(path, "bad_header", f"tensor '{shown(name)}' {what}")
         position = end
     if position != room:
@@ -94,7 +96,7 @@ def _places(entries: dict[str, Any], room: int, path: object, codes: Codes) -> d
     return places
 
 
-def _place(name: str, entry: Any, room: int, path: object, codes: Codes) -> tuple[str, tuple[int, ...], int, int]:
+def _place(name: str, entry: Any, room: int, path: object, codes: Codes) -> Place:
     label = f"tensor '{shown(name, limit=80)}'"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise InputError(path, "bad_header", f"{label} must have exactly dtype, shape and data_offsets")

@@ -43,20 +43,21 @@ class Stored:
             raise TypeError(f"{self.dtype!r} is not one of {', '.join(DTYPES)}")
         if any(not isinstance(n, int) or n < 0 for n in self.shape):
             raise ValueError(f"shape {self.shape} has a size that is not a whole number >= 0")
-        if self.nbytes != memoryview(self.data).nbytes:
-            raise ValueError(f"{self.dtype} of shape {self.shape} needs {self.nbytes} bytes, not {memoryview(self.data).nbytes}")
+        given = memoryview(self.data).nbytes
+        if given != self.nbytes:
+            raise ValueError(f"{self.dtype} of shape {self.shape} needs {self.nbytes} bytes, not {given}")
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * DTYPES[self.dtype][2]
 
     def numpy(self) -> np.ndarray:
-        """The values as an array, sharing the bytes where NumPy can; bfloat16, which NumPy lacks, becomes equal float32."""
+        """The values as an array on the same bytes; bfloat16, which NumPy lacks, becomes the equal float32."""
         kind = DTYPES[self.dtype][1]
         if kind is not None:
             return np.frombuffer(self.data, dtype=kind).reshape(self.shape)
-        bits = np.frombuffer(self.data, dtype="<u2").astype("<u4") << np.uint32(16)
-        return bits.view("<f4").reshape(self.shape)
+        bits = np.frombuffer(self.data, dtype=np.dtype("<u2")).astype(np.uint32) << np.uint32(16)
+        return bits.view(np.float32).reshape(self.shape)
 
     @classmethod
     def of(cls, array: np.ndarray) -> Stored:
@@ -79,7 +80,7 @@ class Stored:
 
     def is_well_formed(self) -> bool:
         """Whether every byte means something: a truth value is 0 or 1."""
-        return self.dtype != "bool" or max(bytes(self.data), default=0) <= 1
+        return self.dtype != "bool" or int(np.frombuffer(self.data, dtype="u1").max(initial=0)) <= 1
 
 
 def _below_infinity(bits: np.ndarray) -> bool:

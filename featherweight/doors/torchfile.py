@@ -80,7 +80,8 @@ class _Archive:
         if member is None:
             raise InputError(self.path, "corrupt", f"has no member '{shown(name, limit=80)}'")
         if member.size > limit:
-            raise InputError(self.path, "too_large", f"member '{shown(name, limit=80)}' has {member.size} bytes, limit {limit}")
+            text = f"member '{shown(name, limit=80)}' has {member.size} bytes, the limit is {limit}"
+            raise InputError(self.path, "too_large", text)
         data = bytearray(member.size)
         self.stream.seek(member.start)
         if self.stream.readinto(data) != member.size:  # type: ignore[attr-defined]
@@ -106,14 +107,15 @@ class _Archive:
         if storage.count * stored != member.size or (storage.dtype not in (None, view.dtype)):
             text = f"storage '{shown(storage.key, limit=40)}' has {member.size} bytes, not {storage.count} x {stored}"
             raise InputError(self.path, "corrupt", text)
-        if len(view.size) != len(view.stride) or len(view.size) > 64 or view.offset < 0 or min((*view.size, *view.stride, 0)) < 0:
+        if len(view.size) != len(view.stride) or min((view.offset, *view.size, *view.stride)) < 0:
             raise InputError(self.path, "corrupt", "a tensor has a negative offset, size or stride")
         room, numbers = member.size // width, math.prod(view.size)
-        last = view.offset + sum((n - 1) * step for n, step in zip(view.size, view.stride, strict=True)) if numbers else -1
-        if last >= room:
-            raise InputError(self.path, "corrupt", f"a tensor of shape {view.size} reaches past its {room} stored numbers")
-        if numbers > room:
-            raise InputError(self.path, "bad_shape", f"a tensor of shape {view.size} repeats its {room} stored numbers")
+        shape = shown(view.size, limit=60)
+        last = view.offset + sum((n - 1) * step for n, step in zip(view.size, view.stride, strict=True))
+        if numbers and last >= room:
+            raise InputError(self.path, "corrupt", f"a tensor of shape {shape} reaches past its {room} stored numbers")
+        if numbers > room or len(view.size) > 64:
+            raise InputError(self.path, "bad_shape", f"a tensor of shape {shape} repeats its {room} stored numbers")
         return view
 
     def tensor(self, view: View) -> Stored:
@@ -121,15 +123,15 @@ class _Archive:
         self.check_view(view)
         data = self._storage(view.storage)
         width = DTYPES[view.dtype][2]
-        if math.prod(view.size) == 0:
+        begin, length = view.offset * width, math.prod(view.size) * width
+        if length == 0:
             return Stored(view.dtype, view.size, b"")
         if _is_plain(view):
-            begin = view.offset * width
-            return self._checked(Stored(view.dtype, view.size, memoryview(data)[begin : begin + math.prod(view.size) * width]))
-        self.room -= math.prod(view.size) * width
+            return self._checked(Stored(view.dtype, view.size, memoryview(data)[begin : begin + length]))
+        self.room -= length
         if self.room < 0:
-            raise InputError(self.path, "too_large", "its tensors share storages so much that they would outgrow the file")
-        flat = np.frombuffer(data, dtype=f"V{width}", offset=view.offset * width)
+            raise InputError(self.path, "too_large", "its tensors share so much that they would outgrow the file")
+        flat = np.frombuffer(data, dtype=f"V{width}", offset=begin)
         steps = tuple(step * width for step in view.stride)
         copy = np.lib.stride_tricks.as_strided(flat, view.size, steps, writeable=False).tobytes()
         return self._checked(Stored(view.dtype, view.size, bytearray(copy)))
@@ -162,20 +164,24 @@ def _members(stream: BinaryIO, size: int, path: object) -> dict[str, _Member]:
         raise InputError(path, "truncated", "the zip directory at the end is missing; copy the file again")
     stream.seek(0)
     try:
-        listed = zipfile.ZipFile(stream).infolist()
+        archive = zipfile.ZipFile(stream)
+        listed = archive.infolist()
+        _check_names([info.filename for info in listed], archive, path)
+    except InputError:
+        raise
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         raise InputError(path, "corrupt", f"the zip directory is damaged ({error})") from error
-    if len(listed) > MAX_MEMBERS or len({info.filename for info in listed}) != len(listed):
-        raise InputError(path, "corrupt", "has two members of one name, or too many")
     end = 0
     found = {}
     for info in sorted(listed, key=lambda info: info.header_offset):
         member = _member(stream, info, size, path)
         if not 0 <= info.header_offset - end <= 24:  # between members only the 12 to 24 bytes of a data descriptor
-            raise InputError(path, "corrupt", f"member '{shown(info.filename, limit=80)}' overlaps another or follows a gap")
+            text = f"member '{shown(info.filename, limit=80)}' overlaps another or follows a gap"
+            raise InputError(path, "corrupt", text)
         end = member.start + member.size
         found[info.filename] = member
-    return _without_folder(found, path)
+    folder = next(name for name in found if name.endswith("/data.pkl")).removesuffix("data.pkl")
+    return {name.removeprefix(folder): member for name, member in found.items()}
 
 
 def _member(stream: BinaryIO, info: zipfile.ZipInfo, size: int, path: object) -> _Member:
@@ -196,20 +202,33 @@ def _member(stream: BinaryIO, info: zipfile.ZipInfo, size: int, path: object) ->
     return _Member(start, info.file_size, info.CRC)
 
 
-def _without_folder(found: dict[str, _Member], path: object) -> dict[str, _Member]:
-    programs = [name for name in found if name.endswith("/data.pkl")]
-    if len(programs) != 1:
-        what = "a zip without a torch pickle" if not programs else "a zip with several pickles"
-        raise InputError(path, "not_a_checkpoint" if not programs else "corrupt", f"is {what}; {_RESAVE}")
-    folder = programs[0].removesuffix("data.pkl")
-    inside = {name.removeprefix(folder): member for name, member in found.items() if name.startswith(folder)}
-    if f"{folder}constants.pkl" in found or any(name.startswith("code/") for name in inside):
+def _check_names(names: list[str], archive: zipfile.ZipFile, path: object) -> None:
+    """Refuse every archive but one folder with what torch.save puts there."""
+    if len(names) > MAX_MEMBERS or len(set(names)) != len(names):
+        raise InputError(path, "corrupt", "has two members of one name, or too many")
+    if any(name.endswith("constants.pkl") or "/code/" in name for name in names):
         raise InputError(path, "unsupported_format", f"is TorchScript, a program; {_RESAVE}")
-    for name in found:
+    programs = [name for name in names if name.endswith("/data.pkl")]
+    if not programs:
+        for name in [name for name in names if name.endswith(".npy")][:64]:
+            with archive.open(name) as member:
+                if _holds_objects(member.read(1024)):
+                    raise InputError(path, "unsafe_pickle", _OBJECTS)
+        raise InputError(path, "not_a_checkpoint", "is a zip, but not one that torch.save wrote")
+    folder = programs[0].removesuffix("data.pkl")
+    for name in names:
         short = name.removeprefix(folder)
-        if not name.startswith(folder) or ".." in name or not (short in _PLAIN or short.startswith(("data/", ".data/"))):
+        plain = short in _PLAIN or short.startswith(("data/", ".data/"))
+        if not name.startswith(folder) or ".." in name or not plain:
             raise InputError(path, "corrupt", f"holds '{shown(name, limit=80)}', which torch.save does not write")
-    return inside
+
+
+_OBJECTS = "is a NumPy array of objects, which is a pickle; store numbers"
+
+
+def _holds_objects(head: bytes) -> bool:
+    """Whether the header of a .npy says that its items are Python objects."""
+    return head[:6] == b"\x93NUMPY" and (b"O'" in head or b'O"' in head)
 
 
 _PLAIN = {"data.pkl", "version", "byteorder", ".format_version", ".storage_alignment"}
@@ -220,28 +239,29 @@ def _stranger(first: bytes, stream: BinaryIO, size: int, path: object) -> InputE
     if first[257:262] == b"ustar":
         return InputError(path, "unsafe_pickle", f"is a tar of pickles, as torch saved before 0.1.10; {_RESAVE}")
     if first[:6] == b"\x93NUMPY":
-        if b"O'" in first or b'O"' in first:
-            return InputError(path, "unsafe_pickle", "is a NumPy array of objects, which is a pickle; store numbers")
+        if _holds_objects(first):
+            return InputError(path, "unsafe_pickle", _OBJECTS)
         return InputError(path, "not_a_checkpoint", "is a NumPy array, not named weights; use safetensors")
     stream.seek(0)
     program = stream.read(min(size, MAX_PICKLE))
+    stacked = program.startswith(_STACKED)
+    bare = first[:1] == b"\x80" and first[1:2] <= b"\x05"
     try:
         with door(path, "not_a_checkpoint"):
-            _try_pickles(program, path)
+            _try_pickles(program, 5 if stacked else 1, path)
+            bare = True
     except InputError as error:
         if error.reason == "unsafe_pickle":
             return error
-    else:
-        if program.startswith(_STACKED):
-            return InputError(path, "unsupported_format", f"is in torch's layout of before 1.6; {_RESAVE}")
-        return InputError(path, "unsafe_pickle", f"is a bare pickle, not a torch file; {_RESAVE}")
-    if first[:1] == b"\x80" and first[1:2] <= b"\x05":
+    if stacked:
+        return InputError(path, "unsupported_format", f"is in torch's layout of before 1.6; {_RESAVE}")
+    if bare:
         return InputError(path, "unsafe_pickle", f"is a bare pickle, not a torch file; {_RESAVE}")
     return InputError(path, "not_a_checkpoint", "is neither safetensors nor a torch file")
 
 
-def _try_pickles(program: bytes, path: object) -> None:
+def _try_pickles(program: bytes, count: int, path: object) -> None:
     """Go through the pickles at the start of a file, for the first forbidden name; torch's old layout had five."""
     source = io.BytesIO(program)
-    for _ in range(5 if program.startswith(_STACKED) else 1):
+    for _ in range(count):
         restricted.load(source, path, tensor=lambda view: None)

@@ -38,3 +38,22 @@ def load_checkpoint(path: str, spec: dict[str, Any]) -> dict[str, Any]:
         return {name: tensor.numpy().tolist() for name, tensor in tensors.items()}
 
     return _through(load)
+
+
+def load_image(path: str | bytes) -> Any:
+    from featherweight.doors import image
+
+    return _through(image.read, path)
+
+
+def scan_images(folder: str) -> list[str]:
+    from featherweight.doors import image
+
+    return [str(path) for path in _through(image.scan, folder)]
+
+
+def preprocess(picture: Any) -> Any:
+    """A picture as the models get it, float32 (3, 224, 224)."""
+    from featherweight.runtime.preprocess import Preprocess
+
+    return Preprocess(size=(224, 224))(picture)
