@@ -57,3 +57,9 @@ def preprocess(picture: Any) -> Any:
     from featherweight.runtime.preprocess import Preprocess
 
     return Preprocess(size=(224, 224))(picture)
+
+
+def load_config(path: str) -> dict[str, Any]:
+    from featherweight import recipe
+
+    return _through(lambda: recipe.flat(recipe.read(path)))
