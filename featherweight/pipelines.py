@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pipeline(task, model)`: a picture in, an answer out, shaped as the transformers library shapes it.
+
+One picture gives a list of {"label", "score"}, best first; a list gives a list of such lists, a list of one too; a
+generator gives a generator, read ahead by one batch and no more. Everything runs through the three stages `preprocess`,
+`forward` and `postprocess`, and an exported file is run without torch. Addresses are refused: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featherweight.doors import image
+from featherweight.errors import InputError, OptionError, closest, shown
+from featherweight.runners import Answer, Runner, open_runner
+
+DEFAULT_TOP_K = 5
+Labels = list[dict[str, Any]]
+
+
+def pipeline(
+    task: str | None = None,
+    model: Any = None,
+    *,
+    device: Any = None,
+    batch_size: int = 1,
+    backend: str = "auto",
+    threads: int | None = None,
+    **kwargs: Any,
+) -> ImageClassification:
+    """A callable that answers for pictures; the task is taken from the model where it is not named.
+
+    model: a folder of ours, a run (`runs/latest`), a .onnx or .xml file that we exported, or a torch module. backend:
+    "torch", "onnxruntime", "openvino", or what the model comes with. kwargs: `classes`, `preprocess`, `arch` and
+    `max_pixels` for the model, and defaults for the call (`top_k`, `function_to_apply`, `return_tokens`).
+    """
+    if task is not None:
+        _check_task(task)
+    if model is None:
+        raise OptionError("model", "is missing: name a folder, a run or an exported file; nothing is downloaded")
+    opening = {key: kwargs.pop(key) for key in ("classes", "preprocess", "arch") if key in kwargs}
+    kind = TASKS[task or "image-classification"]
+    known = (*kind.OPTIONS, "max_pixels", "classes", "preprocess", "arch", "device", "batch_size", "backend", "threads")
+    for key in kwargs:
+        if key not in (*kind.OPTIONS, "max_pixels"):
+            raise OptionError(key, f"no such option of a pipeline; {closest(key, known)}Known: {', '.join(known)}")
+    _check_batch_size(batch_size)
+    runner = open_runner(model, backend=backend, device=device, threads=threads, **opening)
+    _check_task(runner.task)
+    if task is not None and runner.task != task:
+        raise OptionError("task", f"is {task!r}, but this model was made for {runner.task!r}")
+    return TASKS[runner.task](runner, batch_size=batch_size, **kwargs)
+
+
+def _check_task(task: object) -> None:
+    if task not in TASKS:
+        raise OptionError("task", f"no {shown(task)!r} here; {closest(str(task), TASKS)}Known: {', '.join(TASKS)}")
+
+
+def _check_batch_size(batch_size: object) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise OptionError("batch_size", f"must be 1 or more, not {batch_size!r}")
+
+
+class ImageClassification:
+    """Pictures to labels. `runner`, `classes` and the image processing can be looked at; call it with pictures."""
+
+    OPTIONS = ("top_k", "function_to_apply", "return_tokens")
+    task = "image-classification"
+
+    def __init__(
+        self, runner: Runner, *, batch_size: int = 1, max_pixels: int = image.MAX_PIXELS, **options: Any
+    ) -> None:
+        self.runner, self.batch_size, self.max_pixels, self.options = runner, batch_size, max_pixels, options
+        self.classes = runner.classes
+        _options(**options)
+
+    def __call__(self, inputs: Any, *, batch_size: int | None = None, **options: Any) -> Any:
+        """The answer for one picture, a list of answers for a list, a generator of answers for whatever else yields.
+
+        A picture is a path, bytes, a PIL image, a uint8 array (H, W, 3) or (H, W), or a tensor (3, H, W). top_k: 5
+        where it is None. function_to_apply: softmax, sigmoid or none. return_tokens: each answer also has "kept", for
+        every stage that dropped tokens a list of bools over the patches, where the model tells.
+        """
+        size = self.batch_size if batch_size is None else batch_size
+        _check_batch_size(size)
+        chosen = _options(**{**self.options, **options})
+        if isinstance(inputs, list):
+            if any(isinstance(item, list) for item in inputs):
+                return [self(item, batch_size=size, **options) for item in inputs]
+            return list(self._stream(inputs, size, chosen))
+        if is_picture(inputs):
+            return next(self._stream([inputs], 1, chosen))
+        if isinstance(inputs, Iterable) and not isinstance(inputs, Mapping):
+            return self._stream(inputs, size, chosen)
+        raise _no_picture(inputs)
+
+    def preprocess(self, picture: Any) -> NDArray[np.float32]:
+        """One picture -> the model's input (3, h, w)."""
+        return self.runner.preprocess(load(picture, max_pixels=self.max_pixels))
+
+    def forward(self, images: NDArray[np.float32], *, return_tokens: bool = False) -> Answer:
+        """Inputs (B, 3, h, w) -> logits (B, K), and the patches kept if they are asked for."""
+        answer = self.runner.run(images, tokens=return_tokens)
+        if answer.logits.ndim != 2 or len(answer.logits) != len(images):
+            text = (
+                f"answers with {answer.logits.shape} to {len(images)} pictures; a classifier answers with (B, classes)"
+            )
+            raise OptionError("model", text)
+        if self.classes and answer.logits.shape[1] != len(self.classes):
+            text = f"there are {len(self.classes)} names, but the model answers with {answer.logits.shape[1]} values"
+            raise OptionError("classes", text)
+        return answer
+
+    def postprocess(
+        self, logits: NDArray[np.float32], *, top_k: int | None = None, function_to_apply: str | None = None
+    ) -> Labels:
+        """Logits (K,) of one picture -> [{"label", "score"}, ...], best first."""
+        name = function_to_apply or ("softmax" if len(logits) > 1 else "sigmoid")
+        scores = FUNCTIONS[name](logits.astype(np.float64))
+        order = np.argsort(-scores, kind="stable")[: top_k or DEFAULT_TOP_K]
+        return [{"label": self.label(int(i)), "score": float(scores[i])} for i in order]
+
+    def label(self, number: int) -> str:
+        """The name of a class; its number where the model has no names."""
+        return self.classes[number] if self.classes else str(number)
+
+    def _stream(self, pictures: Iterable[Any], size: int, options: Mapping[str, Any]) -> Iterator[Labels]:
+        """Answers in order, a batch at a time."""
+        tokens, waiting = bool(options["return_tokens"]), iter(pictures)
+        wording = {key: options[key] for key in ("top_k", "function_to_apply")}
+        while batch := list(islice(waiting, size)):
+            answer = self.forward(np.stack([self.preprocess(picture) for picture in batch]), return_tokens=tokens)
+            for i, logits in enumerate(answer.logits):
+                kept = {"kept": [stage[i].tolist() for stage in answer.kept]} if answer.kept else {}
+                yield [{**found, **kept} for found in self.postprocess(logits, **wording)]
+
+
+TASKS: dict[str, type[ImageClassification]] = {"image-classification": ImageClassification}
+
+
+def _options(
+    *, top_k: int | None = None, function_to_apply: str | None = None, return_tokens: bool = False, **unknown: Any
+) -> dict[str, Any]:
+    """The options of a call, checked."""
+    for key in unknown:
+        known = ImageClassification.OPTIONS
+        raise OptionError(key, f"no such option of a call; {closest(key, known)}Known: {', '.join(known)}, batch_size")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise OptionError("top_k", f"must be 1 or more, or None for {DEFAULT_TOP_K}, not {top_k!r}")
+    name = function_to_apply.lower() if isinstance(function_to_apply, str) else function_to_apply
+    if name is not None and name not in FUNCTIONS:
+        text = f"no {shown(name)!r}; {closest(str(name), FUNCTIONS)}Known: {', '.join(FUNCTIONS)}"
+        raise OptionError("function_to_apply", text)
+    return {"top_k": top_k, "function_to_apply": name, "return_tokens": return_tokens}
+
+
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(logits - logits.max())
+    return np.asarray(powers / powers.sum())
+
+
+def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))  # does not overflow
+
+
+FUNCTIONS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "softmax": _softmax,
+    "sigmoid": _sigmoid,
+    "none": lambda logits: logits,
+}
+
+
+def is_picture(value: Any) -> bool:
+    """Whether this is one picture, not something that yields pictures."""
+    kinds = (str, bytes, bytearray, memoryview, os.PathLike, np.ndarray)
+    return isinstance(value, kinds) or _is_pil(value) or _is_tensor(value)
+
+
+def _is_pil(value: Any) -> bool:
+    from PIL import Image
+
+    return isinstance(value, Image.Image)
+
+
+def _is_tensor(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach")
+
+
+def load(picture: Any, *, max_pixels: int = image.MAX_PIXELS) -> NDArray[np.uint8]:
+    """Anything that is a picture -> uint8 (H, W, 3). Raises InputError, for an address too."""
+    if isinstance(picture, str):
+        if "://" in picture or picture.startswith("data:"):
+            text = "is an address; nothing is downloaded: save the picture and give its path"
+            raise InputError(picture, "unsafe_path", text)
+        picture = Path(picture)
+    if _is_tensor(picture):
+        picture = _from_tensor(picture.detach().cpu().numpy())
+    if not is_picture(picture):
+        raise _no_picture(picture)
+    return image.read(picture, max_pixels=max_pixels)
+
+
+def _no_picture(value: Any) -> InputError:
+    known = "a path, bytes, PIL image, array or tensor, or a list of them"
+    return InputError("picture", "bad_type", f"{type(value).__name__} is no picture; give {known}")
+
+
+def _from_tensor(values: NDArray[Any]) -> NDArray[Any]:
+    """A tensor (3, H, W) or (1, H, W), uint8 or float of 0..1 as torchvision makes it, -> uint8 (H, W, C)."""
+    if values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[2] not in (1, 3):
+        values = values.transpose(1, 2, 0)
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all() or values.size == 0 or values.min() < 0 or values.max() > 1:
+            text = "float pixels must be 0..1; normalizing is done here, so give the picture before it"
+            raise InputError("tensor", "out_of_range", text)
+        values = np.round(values * 255).astype(np.uint8)
+    return values

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a MODEL is, wherever one is named: a name, a folder, a run, an exported file, a weights file with `arch`.
+
+`find` looks at names and folders only, so that a mistake is told before anything heavy is imported; `module` builds the
+torch model. Torch is reached in `module` alone. Not here: folders of the transformers library, which come later.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featherweight.errors import InputError, OptionError, closest, shown
+from featherweight.files import pointed
+from featherweight.runtime.preprocess import FILTERS, Preprocess
+from featherweight.runtime.record import RECORD
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BACKENDS = ("auto", "torch", "onnxruntime", "openvino")
+EXPORTS = {".onnx": "onnxruntime", ".xml": "openvino"}
+WEIGHT_FILES = (".safetensors", ".pt", ".pth")
+RUN_EXPORTS = ("export/model.onnx", "export/openvino_model.xml")
+NEEDS_TORCH = "torch"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was named and not yet opened; `path` is None for a name of the zoo or of timm."""
+
+    name: str  # as it was typed
+    backend: str  # torch, onnxruntime or openvino
+    path: Path | None = None
+    arch: str | None = None  # whose weights a plain weights file holds
+    run: Path | None = None  # the run folder it was found in
+
+
+def find(model: str | os.PathLike[str], *, backend: str = "auto", arch: str | None = None) -> Source:
+    """The file, folder or name behind `model`; of a run the exported files come first. Nothing is opened yet."""
+    if backend not in BACKENDS:
+        raise OptionError("backend", f"no {backend!r}; {closest(backend, BACKENDS)}Known: {', '.join(BACKENDS)}")
+    name = os.fspath(model)
+    if "://" in name:
+        raise OptionError("model", f"{shown(name)} is an address; nothing is downloaded: save it and name the file")
+    path = Path(name)
+    if not (path.exists() or path.is_symlink()):
+        return _named(name, backend, arch)
+    if path.is_symlink() or (path.is_file() and path.name == "latest"):
+        path = pointed(path)
+    found = _folder(path, backend) if path.is_dir() else _file(path, backend, arch)
+    return replace(found, name=name)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether this is the folder of a run: a model, exported files or a recipe inside."""
+    inside = (f"model/{RECORD}", *RUN_EXPORTS, "config.yaml")
+    return not (folder / RECORD).exists() and any((folder / name).exists() for name in inside)
+
+
+def _named(name: str, backend: str, arch: str | None) -> Source:
+    if name.startswith("timm/"):
+        name = "timm:" + name.removeprefix("timm/")
+    looks_like_a_path = Path(name).suffix in (*EXPORTS, *WEIGHT_FILES) or os.sep in name or name in (".", "..")
+    if looks_like_a_path and not name.startswith("timm:"):
+        text = "does not exist; a model is a name, a model or run folder, or a .onnx, .xml or weights file"
+        raise InputError(name, "missing", text)
+    if backend not in ("auto", NEEDS_TORCH):
+        text = f"{backend} runs exported files; {shown(name)} is a name: export it first, or use torch"
+        raise OptionError("backend", text)
+    if arch is not None:
+        raise OptionError("arch", f"goes with a weights file; {shown(name)} is a name")
+    return Source(name, NEEDS_TORCH)
+
+
+def _file(path: Path, backend: str, arch: str | None) -> Source:
+    if path.suffix in EXPORTS:
+        if backend == NEEDS_TORCH:
+            raise OptionError("backend", f"torch does not run {path.suffix} files; use onnxruntime or openvino")
+        if backend == "auto":
+            usual = path.suffix == ".onnx" and (_installed("onnxruntime") or not _installed("openvino"))
+            backend = "onnxruntime" if usual else "openvino"
+        return Source("", backend, path)
+    if path.suffix not in WEIGHT_FILES:
+        known = ", ".join((*EXPORTS, *WEIGHT_FILES))
+        raise InputError(path, "unsupported_format", f"is not a model; a model file ends in {known}")
+    _only_torch(path, backend)
+    return Source("", NEEDS_TORCH, path, arch)
+
+
+def _folder(folder: Path, backend: str) -> Source:
+    if (folder / RECORD).exists():
+        _only_torch(folder, backend)
+        return Source("", NEEDS_TORCH, folder)
+    places = [folder / name for name in (*RUN_EXPORTS, "model.onnx", "openvino_model.xml")]
+    for path in places:
+        if path.is_file() and _runs(path, backend):
+            return replace(_file(path, backend, None), run=folder if is_run(folder) else None)
+    if (folder / "model" / RECORD).exists() and backend in ("auto", NEEDS_TORCH):
+        return Source("", NEEDS_TORCH, folder / "model", run=folder)
+    if (folder / "config.json").exists():
+        text = "holds a model of another library; give one of ours, or its weights file with --arch"
+        raise InputError(folder, "unsupported_format", text)
+    if is_run(folder):
+        what = "no finished model yet: let it finish" if backend == "auto" else f"nothing for {backend}"
+        raise InputError(folder, "missing", f"is a run with {what}")
+    text = f"holds no model: looked for {RECORD}, model.onnx, openvino_model.xml, and those of a run"
+    raise InputError(folder, "not_an_artifact", text)
+
+
+def _runs(path: Path, backend: str) -> bool:
+    """Whether this backend (of those installed, when it may choose) runs the file."""
+    if backend == "auto":
+        return _installed("openvino") or (path.suffix == ".onnx" and _installed("onnxruntime"))
+    return backend == "openvino" or (path.suffix == ".onnx" and backend == "onnxruntime")
+
+
+def _only_torch(path: Path, backend: str) -> None:
+    if backend not in ("auto", NEEDS_TORCH):
+        raise OptionError("backend", f"{backend} runs exported files; export {shown(path)} first, or use torch")
+
+
+def _installed(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+def module(source: Source, *, untrained: bool = False, **config: Any) -> nn.Module:
+    """The torch model of a source, in evaluation mode, with the record of its classes and preprocessing.
+
+    untrained: whether a name may stand for random weights. config: overrides for a name (`num_classes`).
+    """
+    from featherweight import artifact
+    from featherweight.models import zoo
+
+    if source.backend != NEEDS_TORCH:
+        raise OptionError("model", f"{shown(source.path)} is an exported file; this needs the model it came from")
+    if source.path is not None:
+        return _loaded(source)
+    if not source.name.startswith("timm:") and zoo.entry(source.name).shipped and not config:
+        return artifact.load(zoo.shipped_weights(source.name))
+    if not untrained:
+        zoo.create(source.name, **config)  # an unknown name is the nearer mistake
+        name = shown(source.name)
+        text = f"{name} is a name without weights; train it first, or give its weights file with --arch {name}"
+        raise OptionError("model", text)
+    return zoo.create(source.name, **config).eval()
+
+
+def _loaded(source: Source) -> nn.Module:
+    from featherweight import artifact
+    from featherweight.doors import checkpoint
+    from featherweight.models import zoo
+
+    path = source.path
+    if path is None or path.is_dir() or (path.suffix == ".safetensors" and source.arch is None):
+        return artifact.load(path or "")
+    if source.arch is None:
+        text = f"is missing: {shown(path)} holds weights only; say whose, for instance --arch deit_tiny"
+        raise OptionError("arch", text)
+    tensors = checkpoint.read(path)
+    heads = [t.shape[0] for name, t in tensors.items() if name in ("head.weight", "fc.weight", "classifier.weight")]
+    outline = zoo.create(source.arch, **({"num_classes": heads[0]} if len(heads) == 1 else {}))
+    return artifact.load_weights(outline, path).eval()
+
+
+def preprocess_of(source: Source, model: nn.Module) -> Preprocess | None:
+    """How this model's pictures are prepared: its record's word, the zoo's, or timm's."""
+    from featherweight import artifact
+    from featherweight.models import zoo
+
+    record = artifact.record_of(model)
+    if record is not None and record.preprocess is not None:
+        return record.preprocess
+    name = source.arch or source.name
+    if name in zoo.known():
+        return zoo.entry(name).preprocess
+    return from_timm(getattr(model, "pretrained_cfg", None))
+
+
+def from_timm(config: Mapping[str, Any] | None) -> Preprocess | None:
+    """timm's description of a model's input, where it is one we can follow."""
+    if not config or config.get("interpolation") not in FILTERS or len(config.get("input_size", ())) != 3:
+        return None
+    return Preprocess(
+        size=(int(config["input_size"][1]), int(config["input_size"][2])),
+        crop_pct=float(config.get("crop_pct") or 1.0),
+        interpolation=str(config["interpolation"]),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
