@@ -2,8 +2,8 @@
 """Augmentation: pure functions of a picture and its own random numbers, and mixing of a batch.
 
 Crop, flip, affine, color, RandAugment (Cubuk 2019, arXiv:1909.13719, with noise and rising severity as in Wightman
-2021, arXiv:2110.00476), random erasing (Zhong 2017, arXiv:1708.04896), mixup (Zhang 2017, arXiv:1710.09412) and cutmix (Yun
-2019, arXiv:1905.04899). With the defaults of `Augment` every picture stays as it is.
+2021, arXiv:2110.00476), random erasing (Zhong 2017, arXiv:1708.04896), mixup (Zhang 2017, arXiv:1710.09412) and cutmix
+(Yun 2019, arXiv:1905.04899). With the defaults of `Augment` every picture stays as it is.
 """
 
 from __future__ import annotations
