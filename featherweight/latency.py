@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long calls take: several callables raced against each other, and what may honestly be said of the difference.
 
-The machine drifts while it measures (clocks, neighbors, heat), so candidates take turns instead of being timed one after
-the other, and a candidate is compared with the baseline turn by turn. The interval of that ratio comes from order
+The machine drifts while it measures (clocks, neighbors, heat), so candidates take turns instead of being timed one
+after the other, and a candidate is compared with the baseline turn by turn. The interval of that ratio comes from order
 statistics and supposes nothing about the shape of the noise. "Faster" is said only when the interval excludes 1.
 """
 
@@ -77,7 +77,7 @@ def race(
 ) -> dict[str, Latency]:
     """Time the callables in turns within about `budget_s` seconds; `baseline` is the first one unless named.
 
-    `repeats` is the largest number of turns each gets; at least six happen whatever the budget, because fewer say nothing.
+    `repeats` is the largest number of turns each gets; at least six happen whatever the budget: fewer say nothing.
     A callable that has an attribute `conditions` (`measure.runnable`) finds it completed in its Latency.
     """
     base = _baseline(runnables, baseline)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model or exported file -> numbers, each with the conditions under which it was taken.
 
-A measurement is a value: it can be stored, compared and printed by `report`. Torch is imported only where a torch model is
-measured; exported files are measured without it. How MACs are counted: `counting`. How latencies are compared: `latency`.
+A measurement is a value: it can be stored, compared and printed by `report`. Torch is imported only where a torch model
+is measured; exported files are measured without it. How MACs are counted: `counting`. How latencies are compared:
+`latency`.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ PACKAGES = ("featherweight", "numpy", "torch", "onnxruntime", "openvino", "onnx"
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model's numbers; None where something was not measured. `accuracy` is {"top1", "interval", "n"} as fractions."""
+    """One model's numbers; None where not measured. `accuracy` is {"top1", "interval", "n"} as fractions."""
 
     name: str
     params: int | None = None
@@ -70,7 +71,7 @@ class Measurement:
             raise ValueError(f"measurement has schema {data.get('schema')!r}; this version reads {SCHEMA}")
         latencies = tuple(_latency(item) for item in data.get("latencies", ()))
         conditions = _conditions(data.get("conditions", {}))
-        return _build(cls, {**data, "latencies": latencies, "conditions": conditions})
+        return build(cls, {**data, "latencies": latencies, "conditions": conditions})
 
 
 def _latency(data: Mapping[str, Any]) -> Latency:
@@ -80,15 +81,16 @@ def _latency(data: Mapping[str, Any]) -> Latency:
         "ratio_interval": (float(interval[0]), float(interval[1])) if interval else None,
         "conditions": _conditions(data.get("conditions", {})),
     }
-    return _build(Latency, {**data, **tupled})
+    return build(Latency, {**data, **tupled})
 
 
 def _conditions(data: Mapping[str, Any]) -> Conditions:
     tupled = {"flags": tuple(data.get("flags", ())), "resolution": tuple(data.get("resolution", ()))}
-    return _build(Conditions, {**data, **tupled})
+    return build(Conditions, {**data, **tupled})
 
 
-def _build(kind: Any, data: Mapping[str, Any]) -> Any:
+def build(kind: Any, data: Mapping[str, Any]) -> Any:
+    """A dataclass from what JSON held; ValueError names a key that is unknown or missing."""
     known = [f.name for f in fields(kind)]
     for key in data:
         if key not in known:
@@ -121,7 +123,7 @@ def layers(model: nn.Module, example: Any) -> list[Layer]:
 
 
 def size(*paths: str | os.PathLike[str]) -> int:
-    """Bytes on disk of files and of everything in folders; a model in two files (`.xml` and `.bin`) is named by both."""
+    """Bytes on disk of files and of everything in folders; a model in two files is named by both."""
     total = 0
     for path in map(Path, paths):
         if not path.exists():
@@ -178,10 +180,10 @@ def _version(package: str) -> str:
 class Runnable:
     """One model with its input, ready to be raced: call it, and it answers that input once more."""
 
-    call: Callable[[], object]
+    call: Callable[[], Any]
     conditions: Conditions
 
-    def __call__(self) -> object:
+    def __call__(self) -> Any:
         return self.call()
 
 

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Points of an accuracy plot, ticks for a logarithmic axis that spans less than a decade, labels apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MANTISSAS = (
+    (1.0,),
+    (1.0, 3.0),
+    (1.0, 2.0, 5.0),
+    (1.0, 1.5, 2.0, 3.0, 5.0, 7.0),
+    tuple(1 + 0.25 * i for i in range(36)),
+)
+GAP = 3.0  # pixels between labels
+AROUND = tuple((sx, k / 4) for sx in (1, -1) for k in (0, 1, -1, 2, -2, 3, -3, 4, -4)) + tuple(
+    (k / 4, sy) for sy in (1, -1) for k in (0, 1, -1, 2, -2, 3, -3)
+)  # where a label may stand around its point, in halves of its size
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A stage in a plot: x with its spread, accuracy in percent with its interval, area of the marker."""
+
+    name: str
+    x: float
+    x_low: float
+    x_high: float
+    y: float
+    low: float
+    high: float
+    area: float
+    kept: bool = True
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Between three and eight round numbers in [low, high] (> 0), as evenly spread as a logarithmic axis allows."""
+    found: list[float] = []
+    for mantissas in MANTISSAS:
+        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        candidates = [m * 10.0**e for e in exponents for m in mantissas]
+        inside = [c for c in candidates if low <= c <= high]
+        if len(inside) > 8:
+            break
+        found = inside
+        if len(found) >= 4:
+            break
+    return found or [low, high]
+
+
+def tidy_log_axis(axes: Axes, values: Sequence[float], *, size: bool = False) -> None:
+    """Limits around `values` with room for labels, and plain numbers (or bytes) at round places."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    low, high = max(min(values), 1e-6), max(max(values), 1e-6)
+    room = 0.12 * math.log(high / low) + 0.12
+    low, high = low * math.exp(-room), high * math.exp(room)
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(FixedLocator(ticks(low, high)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _bytes(value) if size else f"{value:.4g}"))
+
+
+def _bytes(value: float) -> str:
+    return f"{value / 1e6:.3g} MB" if value >= 1e6 else f"{value / 1e3:.3g} kB" if value >= 1e3 else f"{value:.3g} B"
+
+
+def place_labels(
+    figure: Figure, axes: Axes, points: Sequence[Point], *, colors: tuple[str, str, str], size: float = 9.0
+) -> None:
+    """Write each point's name where it covers no marker, no line and no other name; a line leads to one moved far.
+
+    `colors` are those of text, of pale text and of the page.
+    """
+    from matplotlib.font_manager import FontProperties
+
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    frame, scale = axes.get_window_extent(renderer), figure.dpi / 72.0
+    marks = [_mark(axes, p, scale) for p in points]
+    stayed = [m for p, m in zip(points, marks, strict=True) if p.kept]
+    lines = [m.bar for m in marks] + [box for a, b in pairwise(stayed) for box in _segment(a, b)]
+    font = FontProperties(size=size)
+    sizes = [renderer.get_text_width_height_descent(p.name, font, False)[:2] for p in points]
+    boxes: dict[int, Box] = {}
+    for _ in range(3):  # later rounds mend what the first could not know
+        for i, (width, height) in enumerate(sizes):
+            others = [box for j, box in boxes.items() if j != i]
+            boxes[i] = _best(marks, i, (1.05 * width, height), others, lines, (frame.x0, frame.y0, frame.x1, frame.y1))
+    for i, p in enumerate(points):
+        mark, box = marks[i], boxes[i]
+        offset = (((box[0] + box[2]) / 2 - mark.x) / scale, ((box[1] + box[3]) / 2 - mark.y) / scale)
+        far = _distance(box, mark) > mark.radius + 9 * scale
+        line = {"arrowstyle": "-", "color": colors[1], "linewidth": 0.7, "shrinkA": 0, "shrinkB": mark.radius / scale}
+        axes.annotate(
+            p.name, (p.x, p.y), xytext=offset, textcoords="offset points", ha="center", va="center", fontsize=size,
+            color=colors[0] if p.kept else colors[1], arrowprops=line if far else None, annotation_clip=False, zorder=6,
+            bbox={"facecolor": colors[2], "edgecolor": "none", "alpha": 0.7, "pad": 1.0},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Where a point stands in pixels: its marker and the bar of its interval."""
+
+    x: float
+    y: float
+    radius: float
+    bar: Box
+
+    @property
+    def box(self) -> Box:
+        return self.x - self.radius, self.y - self.radius, self.x + self.radius, self.y + self.radius
+
+
+def _mark(axes: Axes, p: Point, scale: float) -> _Mark:
+    (x, y), (_, bottom), (_, top) = axes.transData.transform([(p.x, p.y), (p.x, p.low), (p.x, p.high)]).tolist()
+    return _Mark(x, y, math.sqrt(p.area / math.pi) * scale + 1, (x - 2.0, bottom, x + 2.0, top))
+
+
+def _segment(a: _Mark, b: _Mark) -> list[Box]:
+    """A line as small boxes along it."""
+    count = max(1, int(math.hypot(b.x - a.x, b.y - a.y) / 6))
+    along = [(a.x + (b.x - a.x) * i / count, a.y + (b.y - a.y) * i / count) for i in range(count + 1)]
+    return [(x - 3, y - 3, x + 3, y + 3) for x, y in along]
+
+
+def _best(
+    marks: Sequence[_Mark], i: int, size: tuple[float, float], names: Sequence[Box], lines: Sequence[Box], limits: Box
+) -> Box:
+    """The candidate around mark i with the least overlap; among equals the nearest."""
+    mark, (width, height) = marks[i], size
+    best, least = mark.box, math.inf
+    for ring in range(8):
+        away = mark.radius + 4 + 9 * ring
+        for dx, dy in AROUND:
+            cx, cy = mark.x + dx * (away + width / 2), mark.y + dy * (away + height / 2)
+            box = (cx - width / 2 - GAP, cy - height / 2 - GAP, cx + width / 2 + GAP, cy + height / 2 + GAP)
+            cost = 3 * sum(_overlap(box, other) for other in (*names, *(m.box for m in marks)))
+            cost += 0.35 * sum(_overlap(box, other) for other in lines) + 20 * (_area(box) - _overlap(box, limits))
+            near = _distance(box, mark)
+            cost += 60 * sum(_distance(box, other) < near for other in marks) + 4 * near
+            if cost < least:
+                best, least = box, cost
+    return best
+
+
+def _distance(box: Box, mark: _Mark) -> float:
+    """From a box to the center of a mark."""
+    return math.hypot(max(box[0] - mark.x, 0, mark.x - box[2]), max(box[1] - mark.y, 0, mark.y - box[3]))
+
+
+def _overlap(a: Box, b: Box) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _area(a: Box) -> float:
+    return (a[2] - a[0]) * (a[3] - a[1])
