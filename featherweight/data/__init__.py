@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def load(source: str | Path, *, max_bad: float = 0.01, seed: int = 0, **options:
         raise OptionError("max_bad", f"must be 0..1, not {max_bad!r}")
     if isinstance(source, str) and source in BUILT_IN:
         known_options("data.digits", load_digits, options)
-        return load_digits(seed=seed, **options)
+        data = load_digits(seed=seed, **options)
+        return replace(data, note=f"the built-in set; your own is ./{source}") if Path(source).exists() else data
     known_options("data", load_files, options)
     return load_files(Path(source), max_bad=max_bad, **options)
 

@@ -185,6 +185,7 @@ def assemble(listing: Listing, *, max_bad: float, val_share: float) -> Data:
             parts[part], digests[part] = source.take(which), marks[which]
         notes.append(f"no validation part: {val_share:.0%} of each class split off train by a hash of the bytes")
     _check_classes(listing, parts, notes)
+    notes += shared(digests)
     mark = fingerprint(listing.classes, parts, digests)
     skipped.sort(key=lambda one: os.fsencode(one.path))
     found = Data(listing.root.resolve().name, listing.format, listing.classes, parts["train"], parts["val"], None, mark)
@@ -236,6 +237,15 @@ def hashed(labels: NDArray[np.int64], digests: NDArray[np.uint8], share: float) 
     for i, key in enumerate(keys):
         chosen[i] = key in taken
     return chosen
+
+
+def shared(digests: Mapping[str, NDArray[np.uint8]]) -> list[str]:
+    """A note for each part that has pictures of train, byte for byte."""
+    known = {digest.tobytes() for digest in digests["train"]}
+    found = {part: sum(d.tobytes() in known for d in some) for part, some in digests.items() if part != "train"}
+    return [
+        f"{count} of {len(digests[part])} {part} pictures are in train, too" for part, count in found.items() if count
+    ]
 
 
 def fingerprint(classes: Sequence[str], parts: Mapping[str, Stored], digests: Mapping[str, NDArray[np.uint8]]) -> str:

@@ -78,13 +78,18 @@ def csv_listing(root: Path, paths: Sequence[Path]) -> Listing:
     labels: dict[str, list[str]] = {}
     places: dict[str, list[str]] = {}
     base = root if root.is_dir() else root.parent
+    seen: dict[str, str] = {}
     for part, group in by_part(root, paths).items():
         for path in group:
             for line, row in csv_rows(path):
-                where = row_part(path, line, row, part)
-                names.setdefault(where, []).append(relative(path, line, row["path"], base))
+                where, place = row_part(path, line, row, part), f"{shown(path.name, limit=60)} line {line}"
+                name = relative(path, line, row["path"], base)
+                if name in seen:
+                    raise InputError(path, "duplicate_name", f"line {line}: {shown(name)} is already in {seen[name]}")
+                seen[name] = place
+                names.setdefault(where, []).append(name)
                 labels.setdefault(where, []).append(row["label"])
-                places.setdefault(where, []).append(f"{shown(path.name, limit=60)} line {line}")
+                places.setdefault(where, []).append(place)
     if "train" not in names:
         raise InputError(root, "empty", "has no rows of the train part" if names else "has no rows")
     classes = class_names(set(labels["train"]))

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance
+from PIL import Image
 from torch import Tensor
 
 from featherweight.data.randaugment import randaugment
 from featherweight.errors import OptionError
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # how bright a color looks (ITU-R 601)
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,8 @@ def affine(picture: Picture, rng: np.random.Generator, *, shift: float, rotate: 
     a, b = scale * math.cos(angle), scale * math.sin(angle)
     x, y = width / 2, height / 2
     matrix = (a, b, x - a * (x + dx) - b * (y + dy), -b, a, y + b * (x + dx) - a * (y + dy))
-    fill = tuple(int(v) for v in picture.reshape(-1, 3).mean(0))
     source = Image.fromarray(np.ascontiguousarray(picture))
+    fill = source.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
     method = Image.Resampling.BILINEAR
     return np.asarray(source.transform((width, height), Image.Transform.AFFINE, matrix, method, fillcolor=fill))
 
@@ -172,14 +173,16 @@ def affine(picture: Picture, rng: np.random.Generator, *, shift: float, rotate: 
 def jitter(
     picture: Picture, rng: np.random.Generator, brightness: float, contrast: float, saturation: float
 ) -> Picture:
-    """Brightness, contrast and saturation times a random factor each."""
-    image = Image.fromarray(np.ascontiguousarray(picture))
-    steps = ((ImageEnhance.Brightness, brightness), (ImageEnhance.Contrast, contrast), (ImageEnhance.Color, saturation))
-    for change, amount in steps:
-        factor = float(rng.uniform(1 - amount, 1 + amount))
-        if amount:
-            image = change(image).enhance(factor)
-    return np.asarray(image)
+    """Brightness, contrast (around the mean gray) and saturation (around each pixel's gray) times a random factor."""
+    factors = [np.float32(rng.uniform(1 - amount, 1 + amount)) for amount in (brightness, contrast, saturation)]
+    pixels = picture.astype(np.float32) * factors[0]
+    if contrast:
+        middle = np.float32((pixels.reshape(-1, 3).mean(0) * LUMA).sum())
+        pixels = middle + (pixels - middle) * factors[1]
+    if saturation:
+        gray = (pixels @ LUMA)[:, :, None]
+        pixels = gray + (pixels - gray) * factors[2]
+    return np.clip(pixels + np.float32(0.5), 0, 255).astype(np.uint8)
 
 
 def erase(picture: Picture, rng: np.random.Generator) -> Picture:

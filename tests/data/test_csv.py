@@ -89,6 +89,7 @@ CSV_ERRORS = [
      "unknown_name", "line 10: no part 'x'"),
     ([f"{row},{'train' if i != 3 else 'val'}".replace("3.png,cat", "3.png,cats") for i, row in enumerate(ROWS)],
      "path,label,split", "unknown_name", "labels.csv line 5: unknown label 'cats'; did you mean 'cat'? Known: cat,"),
+    ([*ROWS, ROWS[1]], "path,label", "duplicate_name", "line 10: images/1.png is already in labels.csv line 3"),
     (['"images/0.png,cat'], "path,label", "bad_row", "not a CSV file"),
 ]  # fmt: skip
 

@@ -116,6 +116,20 @@ def test_neither_place_nor_order_of_listing_matters(tmp_path, monkeypatch):
         assert [second.train.names(i) for i in range(8)] == [first.train.names(i) for i in range(8)]
 
 
+def test_pictures_of_train_in_validation_are_noted(tmp_path):
+    folder(tmp_path)
+    shutil.copy(tmp_path / "train/cat/0.png", tmp_path / "val/cat/copy.png")
+    assert load(tmp_path).note == "1 of 9 val pictures are in train, too"
+
+
+def test_the_built_in_name_wins_and_says_so(tmp_path, monkeypatch):
+    folder(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    data = load("digits", n_train=1, n_val=1, n_test=1)
+    assert data.format == "digits" and "your own is ./digits" in data.note
+    assert load("./digits").format == "folder"
+
+
 def test_the_fingerprint_sees_a_byte_a_name_and_a_label(tmp_path):
     seen = {load(folder(tmp_path / "a")).fingerprint}
     (tmp_path / "a/train/cat/0.png").write_bytes(picture(999))
