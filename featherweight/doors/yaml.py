@@ -61,10 +61,17 @@ def write(data: dict[str, Any]) -> str:
 
 
 class _Plain(yaml.SafeDumper):
-    """Writes a list that comes twice twice, instead of an alias."""
+    """Writes what `parse` reads: nothing as an alias, and in quotes the texts that look like something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+    def text(self, data: str) -> yaml.Node:
+        other = data in _WORDS or _FLOAT.fullmatch(data)
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style="'" if other else None)
+
+
+_Plain.add_representer(str, _Plain.text)
 
 
 class _Reader:

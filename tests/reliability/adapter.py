@@ -63,3 +63,9 @@ def load_config(path: str) -> dict[str, Any]:
     from featherweight import recipe
 
     return _through(lambda: recipe.flat(recipe.read(path)))
+
+
+def load_onnx(path: str) -> dict[str, Any]:
+    from featherweight.doors import onnx
+
+    return {"bytes": len(_through(onnx.read, path)), "warnings": []}
