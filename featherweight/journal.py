@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from featherweight.errors import shown
+from featherweight.errors import StorageError, shown
 
 
 class Journal:
@@ -21,8 +21,14 @@ class Journal:
     def __call__(self, row: dict[str, Any]) -> None:
         """Append a row; a number that is not finite becomes null."""
         text = json.dumps({key: _plain(value) for key, value in row.items()}, allow_nan=False)
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(text + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(text + "\n")
+        except OSError as error:
+            why = (error.strerror or type(error).__name__).lower()
+            raise StorageError(
+                f"{shown(self.path)} takes no more rows: {why}; make room, then run the same again"
+            ) from error
 
     def rewind(self, rows: int) -> None:
         """Keep the first `rows` rows."""

@@ -78,23 +78,28 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], *, allow: Seque
 
     More epochs are no difference, nor is what `allow` names: an option, or one inside it ("data.seed", "methods[0]").
     """
-    old, new = dict(_leaves("", then)), dict(_leaves("", now))
     found = []
-    for key in sorted(old.keys() | new.keys()):
-        was, is_ = old.get(key), new.get(key)
+    for key, was, is_ in _changes("", then, now):
         longer = key == "epochs" and isinstance(was, int) and isinstance(is_, int) and is_ > was
-        if was != is_ and not longer and not any(key == a or key.startswith((f"{a}.", f"{a}[")) for a in allow):
-            found.append(f"{key} was {was}, is {is_}")
+        if not longer and not any(key == a or key.startswith((f"{a}.", f"{a}[")) for a in allow):
+            found.append(f"{key} was {_brief(was)}, is {_brief(is_)}")
     more = f" and {len(found) - shown} more" if len(found) > shown else ""
     return "; ".join(found[:shown]) + more
 
 
-def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _changes(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(place, then, now) of the smallest parts that differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and old.get("is") == new.get("is"):
+        for name in sorted(old.keys() | new.keys()):
+            yield from _changes(f"{key}.{name}" if key else name, old.get(name), new.get(name))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for place, (was, is_) in enumerate(zip(old, new, strict=True)):
+            yield from _changes(f"{key}[{place}]", was, is_)
+    elif old != new:
+        yield key, old, new
+
+
+def _brief(value: Any) -> str:
     if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _leaves(f"{key}.{name}" if key else str(name), item)
-    elif isinstance(value, list):
-        for place, item in enumerate(value):
-            yield from _leaves(f"{key}[{place}]", item)
-    else:
-        yield key, value
+        return str(value.get("is", "other options"))
+    return "[" + ", ".join(_brief(item) for item in value) + "]" if isinstance(value, list) else str(value)

@@ -237,7 +237,8 @@ class Loop:
         """Means of the epoch's terms, the user's validation, the next epoch."""
         state, row = self.state, dict[str, Any]()
         if self.validate is not None and self.team.leads:
-            metrics = dict(self.validate(state.deployable().eval()))
+            with torch.no_grad():
+                metrics = dict(self.validate(state.deployable().eval()))
             state.compare(metrics)
             row = {"validation": metrics, "best": state.best}
         means = state.next_epoch()
