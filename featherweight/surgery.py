@@ -71,7 +71,12 @@ def apply(model: M, edits: Iterable[Edit]) -> M:
             raise OptionError(
                 f"edit at {edit.path!r}", f"no kind {edit.kind!r}; {closest(edit.kind, _KINDS)}Known: {', '.join(known_kinds())}"
             )
-        made = _KINDS[edit.kind](submodule(new, edit.path), **edit.spec)
+        old = submodule(new, edit.path)
+        known, training = set(old.modules()), old.training
+        made = _KINDS[edit.kind](old, **edit.spec)
+        for module in made.modules():
+            if module not in known:  # what is new is in the mode of what it stands in for, not in PyTorch's default
+                module.training = training
         new = made if edit.path == "" else put(new, edit.path, made)
     record(new, edits_of(model) + edits)
     return new  # type: ignore[return-value]

@@ -6,6 +6,8 @@ from __future__ import annotations
 import importlib.util
 import os
 
+import pytest
+
 for name in (
     "HF_HUB_OFFLINE",
     "TRANSFORMERS_OFFLINE",
@@ -14,8 +16,6 @@ for name in (
     "DO_NOT_TRACK",
 ):
     os.environ[name] = "1"
-
-import pytest
 
 if importlib.util.find_spec("torch"):  # the runtime half is tested without it
     import torch

@@ -26,7 +26,7 @@ def kept(edits: list[Edit], kind: str) -> list[int]:
 
 @torch.no_grad()
 def silenced(model: nn.Module, edits: list[Edit]) -> nn.Module:
-    """A copy of the same size in which what the edits remove no longer speaks: its columns in the next layer are zero."""
+    """A copy of the same size in which what the edits remove is mute: its columns in the next layer are zero."""
     new = apply(model, [])
     record = anatomy.anatomy_of(new)
     for edit in edits:

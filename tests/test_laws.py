@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The laws that hold for every method on every family.
+
+The input is untouched; a neutral setting is the identity; saving and loading is exact; `finish` leaves no scaffold; a
+model in training can be copied; an exported file agrees; methods compose, and a wrong order says the right one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import fill
+import pytest
+import torch
+from families import FAMILIES, PLAIN, Family, Images, everything, same
+from torch import nn
+
+from featherweight import artifact
+from featherweight.errors import OptionError
+from featherweight.methods import deit, dynamicvit, prune, quantize
+from featherweight.methods.deit import TokenDistill
+from featherweight.methods.distill import Distill
+from featherweight.methods.dynamicvit import DynamicViT
+from featherweight.surgery import Tap, all_of, apply, edits_of
+from featherweight.train import Method, fit
+
+Change = Callable[[nn.Module, Family], nn.Module]
+
+
+def batches() -> list[dict[str, torch.Tensor]]:
+    return list(Images().epoch(0))
+
+
+def with_token(model: nn.Module, family: Family) -> nn.Module:
+    new = apply(model, deit.plan(model))
+    with torch.no_grad():  # new weights are small; these are seen in the answer
+        for name, parameter in new.named_parameters():
+            if name not in dict(model.named_parameters()) and parameter.shape == (1, 1, parameter.shape[-1]):
+                parameter.copy_(fill.tensor("token", parameter.shape))
+    return new
+
+
+def with_fewer_tokens(model: nn.Module, family: Family) -> nn.Module:
+    return apply(model, dynamicvit.plan(model, keep=0.7))
+
+
+CHANGES: dict[str, Change] = {
+    "deit": with_token,
+    "dynamicvit": with_fewer_tokens,
+    "prune": lambda model, family: prune.prune(model, mlp=0.5, heads=0.25),
+    "prune by taylor": lambda model, family: prune.prune(
+        model, mlp=0.25, heads=0.5, importance="taylor", uniform=False, batches=Images(), task=family.task
+    ),
+    "quantize": lambda model, family: quantize.quantize(model, batches(), family.task),
+}
+NEUTRAL: dict[str, Change] = {
+    "dynamicvit": lambda model, family: apply(model, dynamicvit.plan(model, keep=1.0)),
+    "prune": lambda model, family: prune.prune(model, mlp=0.0, heads=0.0),
+    "quantize": lambda model, family: quantize.quantize(model, batches(), family.task, bits=32),
+}
+CASES = [(change, name) for change in CHANGES for name in FAMILIES] + [("quantize", "plain")]
+ALL = {**FAMILIES, "plain": PLAIN}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A method in training: made with a teacher, on every family or also on any module."""
+
+    make: Callable[[nn.Module], Method]
+    anything: bool = False
+
+
+METHODS = {
+    "distill": Training(lambda teacher: Distill(teacher, alpha=0.5, temperature=2.0), anything=True),
+    "deit": Training(lambda teacher: TokenDistill(teacher)),
+    "dynamicvit": Training(lambda teacher: DynamicViT(teacher)),
+    "dynamicvit alone": Training(lambda teacher: DynamicViT()),
+}
+TRAINED = [(m, name) for m, t in METHODS.items() for name in (*FAMILIES, *(["plain"] if t.anything else []))]
+
+
+def trained(family: Family, methods: list[Method], model: nn.Module | None = None) -> nn.Module:
+    return fit(model or family.make(), Images(), family.task, methods=methods, epochs=1)
+
+
+# The input is untouched -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("change", "name"), CASES)
+def test_the_model_given_is_untouched(change: str, name: str, training: bool) -> None:
+    family = ALL[name]
+    model = family.make().train(training)
+    before = everything(model)
+    new = CHANGES[change](model, family)
+    assert same(before, everything(model))
+    assert new is not model
+    assert not {t.data_ptr() for t in new.state_dict().values()} & {t.data_ptr() for t in model.state_dict().values()}
+    assert len(edits_of(new)) > len(edits_of(model)) == 0
+
+
+@pytest.mark.parametrize(("method", "name"), TRAINED)
+def test_training_leaves_model_and_teacher_untouched(method: str, name: str) -> None:
+    family = ALL[name]
+    model, teacher = family.make(), family.make("teacher").train()
+    before = everything(model), everything(teacher)
+    new = trained(family, [METHODS[method].make(teacher)], model)
+    assert same(before[0], everything(model))
+    assert same(before[1], everything(teacher))
+    common = [(t, new.state_dict()[key]) for key, t in model.state_dict().items() if key in new.state_dict()]
+    assert any(not torch.equal(old, learned) for old, learned in common)
+
+
+# Neutral settings are the identity ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("change", list(NEUTRAL))
+def test_a_neutral_setting_is_the_identity(change: str, family: Family) -> None:
+    model = family.make()
+    assert torch.equal(family.logits(NEUTRAL[change](model, family)), family.logits(model))
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_distillation_with_alpha_0_is_plain_training(name: str) -> None:
+    family = ALL[name]
+    plain, distilled = trained(family, []), trained(family, [Distill(family.make("teacher"), alpha=0.0)])
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.state_dict().values(), distilled.state_dict().values(), strict=True)
+    )
+
+
+def test_a_token_with_alpha_0_learns_nothing_from_the_teacher(family: Family) -> None:
+    answers = []
+    for seed in ("teacher", "another teacher"):
+        answers.append(family.logits(trained(family, [TokenDistill(family.make(seed), alpha=0.0)])))
+    assert torch.equal(*answers)
+
+
+# Save and load are exact ----------------------------------------------------------------------------------------------
+def exact(model: nn.Module, family: Family, folder: Path) -> None:
+    """Saved and loaded onto a fresh base, the model answers the same to the bit."""
+    loaded = artifact.load(
+        artifact.save(model, folder), base=family.base() if family.name != "plain" else family.build()
+    )
+    wanted, found = model.state_dict(), loaded.state_dict()
+    assert list(wanted) == list(found)
+    assert all(torch.equal(wanted[key], found[key]) for key in wanted)
+    assert edits_of(loaded) == edits_of(model)
+    assert repr(loaded) == repr(model)
+    assert torch.equal(family.logits(loaded), family.logits(model.eval()))
+
+
+@pytest.mark.parametrize(("change", "name"), CASES)
+def test_save_and_load_are_exact(change: str, name: str, tmp_path: Path) -> None:
+    exact(CHANGES[change](ALL[name].make(), ALL[name]), ALL[name], tmp_path)
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_a_model_without_edits_saves_and_loads(name: str, tmp_path: Path) -> None:
+    exact(ALL[name].make(), ALL[name], tmp_path)
+
+
+# Finish leaves no scaffold --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("method", "name"), TRAINED)
+def test_finish_leaves_no_scaffold(method: str, name: str, tmp_path: Path) -> None:
+    family = ALL[name]
+    new = trained(family, [METHODS[method].make(family.make("teacher"))])
+    replayed = apply(family.build(), edits_of(new))
+    assert not all_of(new, Tap)
+    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in new.modules())
+    assert list(new.state_dict()) == list(replayed.state_dict())
+    assert repr(new) == repr(replayed)
+    assert not any(module.training for module in new.modules())
+    exact(new, family, tmp_path)
+
+
+# A model in training can be copied ------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("method", "name"), TRAINED)
+def test_a_model_in_training_can_be_copied(method: str, name: str) -> None:
+    family = ALL[name]
+    model = METHODS[method].make(family.make("teacher")).prepare(family.make()).train()
+    output = family.task.forward(model, batches()[0])  # fills what modules put aside, with a graph behind it
+    output.sum().backward()
+    twin = copy.deepcopy(model)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
+    answers = []
+    for one in (model, twin):
+        torch.manual_seed(0)
+        answers.append(family.task.forward(one, batches()[1]))
+    assert torch.equal(*answers)
+    assert torch.equal(family.logits(model.eval()), family.logits(twin.eval()))
+
+
+# Composition ----------------------------------------------------------------------------------------------------------
+ORDERS = [
+    ("deit", "dynamicvit"), ("deit", "prune"), ("dynamicvit", "prune"), ("prune", "dynamicvit"), ("prune", "deit"),
+    ("prune", "prune by taylor"), ("deit", "quantize"), ("dynamicvit", "quantize"), ("prune", "quantize"),
+    ("deit", "dynamicvit", "prune by taylor", "quantize"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=" ".join)
+def test_methods_compose_and_save(order: tuple[str, ...], family: Family, tmp_path: Path) -> None:
+    model = family.make()
+    for change in order:
+        before = everything(model)
+        new = CHANGES[change](model, family)
+        assert same(before, everything(model))
+        assert edits_of(new)[: len(edits_of(model))] == edits_of(model)
+        model = new
+    assert family.logits(model).isfinite().all()
+    exact(model, family, tmp_path)
+
+
+def test_methods_train_one_after_the_other_and_together(family: Family, tmp_path: Path) -> None:
+    teacher = family.make("teacher")
+    model = trained(family, [TokenDistill(teacher)])
+    model = trained(family, [DynamicViT(model, keep=0.6)], model)
+    model = prune.prune(model, mlp=0.5, heads=0.5)
+    model = trained(family, [DynamicViT(keep=0.6), TokenDistill(teacher)], model)
+    exact(model, family, tmp_path / "one after the other")
+    both = trained(family, [TokenDistill(teacher), DynamicViT(trained(family, [TokenDistill(teacher)]))])
+    assert [edit.kind for edit in edits_of(both)] == ["distillation_token", "sparse_tokens"]
+    assert not all_of(both, Tap)
+    exact(both, family, tmp_path / "together")
+
+
+def test_a_wrong_order_says_the_right_one(family: Family) -> None:
+    sparse = with_fewer_tokens(family.make(), family)
+    with pytest.raises(OptionError, match="distill first, then sparsify"):
+        with_token(sparse, family)
+    with pytest.raises(OptionError, match="drops tokens already"):
+        with_fewer_tokens(sparse, family)
+    with pytest.raises(LookupError, match="prune first, then quantize"):
+        prune.prune(quantize.quantize(family.make(), batches(), family.task))
+    token = with_token(family.make(), family)
+    assert deit.plan(token) == []  # a second one is not added
