@@ -36,10 +36,11 @@ from featherweight.options import differences
 FORMAT = 1
 KEEP = 2  # checkpoints in a folder
 NAME = "step-{:08d}.safetensors"
+# fmt: off
 COUNTERS: dict[str, type | tuple[type, ...]] = {
-    **{"step": int, "epoch": int, "position": int, "rows": int},
-    **{"sums": dict, "best": (float, type(None))},
+    "step": int, "epoch": int, "position": int, "rows": int, "sums": dict, "best": (float, type(None)),
 }
+# fmt: on
 
 
 class State:

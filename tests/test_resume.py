@@ -260,7 +260,7 @@ def test_more_epochs_are_allowed(whole: Path, tmp_path: Path) -> None:
 
 def test_another_model_is_refused(whole: Path, tmp_path: Path) -> None:
     copied(whole, tmp_path)
-    with pytest.raises(InputError, match="missing_key|shape_mismatch|unexpected_key"):
+    with pytest.raises(InputError, match="shape_mismatch"):
         train.fit(
             tiny.network()[:4].append(torch.nn.Flatten()).append(torch.nn.Linear(54, 5)),
             tiny.batches(augment=tiny.Augment(flip=0.5, shift=0.2)),

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from featherweight import checkpoint, files, optim, randomness, train
 from featherweight.data.batches import Batches
 from featherweight.data.transforms import Augment
+from featherweight.errors import FeatherweightError
 from featherweight.journal import Journal
 from featherweight.runtime.preprocess import Preprocess
 from featherweight.tasks.classification import Classification
@@ -98,7 +99,7 @@ def run(folder: Path, **options: Any) -> nn.Module:
 
 
 def session(folder: Path, faults: tuple[str, ...] = (), limit: int | None = None, pace: float = 0.0) -> None:
-    """What a child process does: the run with the test's marks and faults; it leaves what happened in `folder`/notes."""
+    """What a child process does: the run with a test's marks and faults; what happened is left in `folder`/notes."""
     notes = folder / "notes"
     notes.mkdir(parents=True, exist_ok=True)
     _mark_writes(notes)
@@ -118,7 +119,7 @@ def session(folder: Path, faults: tuple[str, ...] = (), limit: int | None = None
     log.rewind = journal.rewind  # type: ignore[attr-defined]
     try:
         run(folder, log=log)
-    except BaseException as error:
+    except (FeatherweightError, KeyboardInterrupt) as error:
         (notes / "error").write_text(f"{type(error).__name__} {getattr(error, 'exit_code', '')} {error}")
         raise SystemExit(1) from None
 
@@ -128,13 +129,14 @@ def _mark_writes(notes: Path) -> None:
     real, count = os.replace, [0]
 
     def replace(source: Any, target: Any) -> None:
-        if not Path(target).name.startswith("step-"):
-            return real(source, target)
-        count[0] += 1
-        (notes / f"begin-{os.getpid()}-{count[0]}").touch()
-        time.sleep(0.02)
+        slow = Path(target).name.startswith("step-")
+        if slow:
+            count[0] += 1
+            (notes / f"begin-{os.getpid()}-{count[0]}").touch()
+            time.sleep(0.02)
         real(source, target)
-        (notes / f"end-{os.getpid()}-{count[0]}").touch()
+        if slow:
+            (notes / f"end-{os.getpid()}-{count[0]}").touch()
 
     files.os.replace = replace  # type: ignore[assignment]
 
