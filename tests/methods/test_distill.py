@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distances to a teacher, alone and beside the task's own loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import PLAIN, Images
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from featherweight.errors import OptionError
+from featherweight.methods.distill import DISTANCES, Distill, hard, kl, kl_per_class, mse
+from featherweight.train import Pass, fit
+
+STUDENT = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
+TEACHER = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 4.0]])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_kl_is_that_of_the_definition(temperature: float) -> None:
+    p, q = (TEACHER / temperature).softmax(-1), (STUDENT / temperature).softmax(-1)
+    wanted = (p * (p / q).log()).sum(-1).mean() * temperature**2
+    torch.testing.assert_close(kl(STUDENT, TEACHER, temperature), wanted)
+    torch.testing.assert_close(kl_per_class(STUDENT, TEACHER, temperature), wanted / 3)
+
+
+def test_hard_and_mse() -> None:
+    torch.testing.assert_close(hard(STUDENT, TEACHER), F.cross_entropy(STUDENT, torch.tensor([1, 2])))
+    torch.testing.assert_close(mse(STUDENT, TEACHER), (STUDENT - TEACHER).square().mean())
+    assert {"soft": kl, "soft_per_class": kl_per_class, "hard": hard, "mse": mse} == DISTANCES
+
+
+@pytest.mark.parametrize("distance", [kl, kl_per_class, mse])
+def test_nothing_to_learn_from_oneself(distance: object) -> None:
+    assert float(distance(TEACHER, TEACHER, 3.0)) == pytest.approx(0.0, abs=1e-6)  # type: ignore[operator]
+
+
+def test_logits_of_half_precision_are_compared_in_full() -> None:
+    assert kl(STUDENT.bfloat16(), TEACHER.bfloat16()).dtype == torch.float32
+
+
+def test_the_tasks_terms_shrink_and_others_do_not() -> None:
+    teacher = nn.Identity()
+    run = Pass(nn.Identity(), {}, STUDENT, lambda model: TEACHER, 0.0, ("box", "class"))
+    terms = {"box": torch.tensor(1.0), "class": torch.tensor(2.0), "ratio": torch.tensor(3.0)}
+    found = Distill(teacher, alpha=0.25, temperature=2.0).loss(terms, run)
+    assert {name: float(t) for name, t in found.items() if name != "distill"} == {
+        "box": 0.75,
+        "class": 1.5,
+        "ratio": 3.0,
+    }
+    torch.testing.assert_close(found["distill"], 0.25 * kl(STUDENT, TEACHER, 2.0))
+    assert float(terms["box"]) == 1.0  # what was given is not changed
+
+
+def test_a_student_comes_nearer_to_its_teacher() -> None:
+    student, teacher, images = PLAIN.make(), PLAIN.make("teacher"), Images(steps=1)
+    image = next(images.epoch(0))["image"]
+
+    def distance(model: nn.Module) -> float:
+        return float(kl(PLAIN.logits(model, image), PLAIN.logits(teacher, image)))
+
+    learned = fit(student, images, PLAIN.task, methods=[Distill(teacher, alpha=1.0)], epochs=20)
+    assert distance(learned) < 0.7 * distance(student)
+
+
+def test_the_teacher_answers_in_evaluation_mode_without_gradient() -> None:
+    modes: list[tuple[bool, bool]] = []
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = PLAIN.make()
+
+        def forward(self, x: Tensor) -> Tensor:
+            modes.append((self.training, torch.is_grad_enabled()))
+            return self.model(x)
+
+    fit(PLAIN.make(), Images(steps=1), PLAIN.task, methods=[Distill(Watched().train())], epochs=1)
+    assert modes == [(False, False)]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"alpha": 1.1}, "alpha: 1.1 is not in 0..1"), ({"temperature": 0.0}, "temperature: 0.0 is not above 0")],
+)
+def test_mistakes_are_named_before_training(options: dict[str, float], says: str) -> None:
+    with pytest.raises(OptionError) as error:
+        Distill(nn.Identity(), **options)
+    assert says in str(error.value)
