@@ -49,6 +49,7 @@ _TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _warnings_lock = threading.Lock()
 
 
@@ -171,7 +172,8 @@ def _early_size(data: bytes, kind: str) -> tuple[int, int]:
 
 def _check_png(data: bytes, name: object) -> None:
     """Every chunk whole and with the right checksum; Pillow does not look at those of the pixels."""
-    position, pixels = 8, False
+    position, pixels = 8, zlib.decompressobj()
+    missing = _png_bytes(data)
     while True:
         if position + 12 > len(data):
             raise InputError(name, "truncated", "this PNG stops early; copy it again")
@@ -181,12 +183,31 @@ def _check_png(data: bytes, name: object) -> None:
             raise InputError(name, "truncated", "this PNG stops early; copy it again")
         if zlib.crc32(memoryview(data)[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             raise InputError(name, "corrupt", f"the checksum of its {ascii(kind)[2:-1]} chunk is wrong; copy it again")
-        pixels = pixels or kind == b"IDAT"
+        if kind == b"IDAT":
+            missing -= _inflated(pixels, data[position + 8 : end], missing)
         if kind == b"IEND":
             break
         position = end + 4
-    if not pixels:
-        raise InputError(name, "corrupt", "this PNG has no pixels")
+    if missing > 0:
+        raise InputError(name, "corrupt", f"the last {missing} bytes of this PNG's pixels are missing; copy it again")
+
+
+def _png_bytes(data: bytes) -> int:
+    """How many bytes the pixels of a PNG inflate to, by its IHDR: rows with one filter byte each."""
+    width, height, bits, kind, _, _, interlace = struct.unpack_from(">IIBBBBB", data, 16)
+    bits *= {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(kind, 0)
+    passes = _ADAM7 if interlace else ((0, 0, 1, 1),)
+    sizes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in passes]
+    return sum(h * (1 + (w * bits + 7) // 8) for w, h in sizes if w > 0 and h > 0)
+
+
+def _inflated(stream: zlib._Decompress, data: bytes, limit: int) -> int:
+    """How many bytes come out of the next piece of a stream, in bounded memory, up to `limit`."""
+    found = 0
+    while data and found < limit and not stream.eof:
+        found += len(stream.decompress(data, 1 << 16))
+        data = stream.unconsumed_tail
+    return found
 
 
 def _to_rgb(image: Image.Image, name: object) -> np.ndarray:
@@ -197,6 +218,8 @@ def _to_rgb(image: Image.Image, name: object) -> np.ndarray:
         if depth - {16}:
             raise InputError(name, "unsupported_format", f"has {depth} bits a pixel; 8 and 16 are read")
         values = np.asarray(image).astype(np.uint32)
+        if getattr(image, "tag_v2", {}).get(262) == 0:  # a TIFF whose white is 0; Pillow turns round only 8 bits
+            values = 65535 - values
         image = _turned(Image.fromarray(((values + 128) // 257).astype(np.uint8)), image)
     elif image.mode in ("F", "I"):
         text = "has float or 32-bit pixels, whose range is unknown; save it with 8 or 16 bits"

@@ -36,7 +36,6 @@ STORAGES = {
     "torch.storage.UntypedStorage": None,
 }  # fmt: skip
 _TYPES = {f"torch.{name}" for name in DTYPES}
-_KEYS = (str, int, float, bytes, type(None))
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Name:
     dotted: str
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Inert:
     """What stands where the file had an object of a class that was not imported."""
 
@@ -68,7 +67,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class View:
-    """A tensor as the file describes it, not yet looked up: unchecked numbers."""
+    """A tensor as the file describes it: not looked up yet, its numbers unchecked."""
 
     storage: Storage
     dtype: str
@@ -180,7 +179,8 @@ class _Machine:
         return target
 
     def key(self, value: Any) -> Any:
-        if not isinstance(value, _KEYS):  # hashing a nested tuple could take for ever
+        simple = isinstance(value, (str, bytes, type(None))) or (isinstance(value, int) and abs(value) < 1 << 60)
+        if not simple:  # hashing a nested tuple, or many numbers made to collide, could take for ever
             raise InputError(self.path, "bad_schema", f"uses a {type(value).__name__} as a key")
         return value
 

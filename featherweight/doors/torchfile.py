@@ -102,6 +102,8 @@ class _Archive:
         member = self.members.get(f"data/{storage.key}")
         if member is None:
             raise InputError(self.path, "corrupt", f"the data of storage '{shown(storage.key, limit=40)}' are missing")
+        if len(view.size) > 64 or any(n.bit_length() > 62 for n in (view.offset, *view.size, *view.stride)):
+            raise InputError(self.path, "bad_shape", "a tensor has more than 64 dimensions, or sizes beyond all sense")
         width = DTYPES[view.dtype][2]
         stored = DTYPES[storage.dtype][2] if storage.dtype else 1
         if storage.count * stored != member.size or (storage.dtype not in (None, view.dtype)):
@@ -114,7 +116,7 @@ class _Archive:
         last = view.offset + sum((n - 1) * step for n, step in zip(view.size, view.stride, strict=True))
         if numbers and last >= room:
             raise InputError(self.path, "corrupt", f"a tensor of shape {shape} reaches past its {room} stored numbers")
-        if numbers > room or len(view.size) > 64:
+        if numbers > room:
             raise InputError(self.path, "bad_shape", f"a tensor of shape {shape} repeats its {room} stored numbers")
         return view
 
@@ -172,14 +174,16 @@ def _members(stream: BinaryIO, size: int, path: object) -> dict[str, _Member]:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         raise InputError(path, "corrupt", f"the zip directory is damaged ({error})") from error
     end = 0
-    found = {}
+    found: dict[str, _Member] = {}
     for info in sorted(listed, key=lambda info: info.header_offset):
         member = _member(stream, info, size, path)
-        if not 0 <= info.header_offset - end <= 24:  # between members only the 12 to 24 bytes of a data descriptor
+        if not 0 <= info.header_offset - end <= (24 if found else 0):  # between members only a data descriptor
             text = f"member '{shown(info.filename, limit=80)}' overlaps another or follows a gap"
             raise InputError(path, "corrupt", text)
         end = member.start + member.size
         found[info.filename] = member
+    if archive.start_dir - end > 24:
+        raise InputError(path, "corrupt", "has bytes that belong to no member")
     folder = next(name for name in found if name.endswith("/data.pkl")).removesuffix("data.pkl")
     return {name.removeprefix(folder): member for name, member in found.items()}
 
