@@ -95,7 +95,8 @@ def open_session(
     if threads < 1:
         raise OptionError("threads", f"must be at least 1, not {threads}")
     if precision not in (None, *PRECISIONS):
-        raise OptionError("precision", f"no {precision!r}; {closest(str(precision), PRECISIONS)}Known: {', '.join(PRECISIONS)}")
+        known = ", ".join(PRECISIONS)
+        raise OptionError("precision", f"no {precision!r}; {closest(str(precision), PRECISIONS)}Known: {known}")
     silence()
     return (_onnxruntime if backend == "onnxruntime" else _openvino)(path, threads, precision or "f32")
 
@@ -143,7 +144,7 @@ def _onnxruntime(path: Path, threads: int, precision: str) -> Session:
     options.log_severity_level = 4  # it reports by exceptions; its log goes to stderr
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its classes are made in C++ and have no common base of their own
+    except Exception as error:  # noqa: BLE001  its classes are made in C++ and have no common base of their own
         raise InputError(path, "corrupt", f"ONNX Runtime does not accept it: {_first_line(error)}") from None
     outputs = tuple(Port(p.name, _sizes(p.shape), _ORT_TYPES.get(p.type, p.type)) for p in session.get_outputs())
     names = [port.name for port in outputs]
@@ -195,7 +196,7 @@ def _openvino(path: Path, threads: int, precision: str) -> Session:
 
     def run(arrays: dict[str, Array]) -> dict[str, Array]:
         found = request.infer(arrays)
-        return {port.name: np.array(found[i]) for i, port in enumerate(outputs)}  # copies: the request reuses its memory
+        return {port.name: np.array(found[i]) for i, port in enumerate(outputs)}  # copies: the memory is used again
 
     hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     rest = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(hint, hint)

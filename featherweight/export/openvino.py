@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An exported .onnx file as an OpenVINO model: openvino_model.xml with its .bin, checked against the same model.
+
+int8 weights stay int8. Metadata goes to `rt_info` under `model_info`, with `labels` separated by spaces as Open Model
+Zoo has them. The same .onnx file gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from featherweight.doors import onnx as door
+from featherweight.errors import OptionError, missing_extra
+from featherweight.export.check import Calls, Exported, Plain, parity
+from featherweight.export.graph import OPSET
+from featherweight.files import publish
+from featherweight.runtime.parity import check
+from featherweight.runtime.session import open_session, silence
+
+NAME = "openvino_model.xml"  # the name optimum-intel looks for
+
+
+def export(
+    onnx_file: str | Path,
+    path: str | Path,
+    *,
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    task: Calls | None = None,
+    half: bool = False,
+    min_agreement: float | None = None,
+    min_snr_db: float | None = None,
+) -> Exported:
+    """Convert a .onnx file that was made of `model`; `path` is the .xml file, its .bin goes beside it.
+
+    half: store the weights that are not int8 in 16 bits (OpenVINO's own default); half the size, and about 1e-3 of each
+    weight lost. batches: images on which OpenVINO must answer like the model, computing in float32; else CheckFailed.
+    """
+    path = Path(path)
+    if path.suffix != ".xml":
+        raise OptionError("path", f"an OpenVINO model is an .xml file, not {path.name!r}")
+    with tempfile.TemporaryDirectory() as folder:
+        unchecked = Path(folder, NAME)
+        convert(onnx_file, unchecked, half=half)
+        found = parity(model, open_session(unchecked, backend="openvino"), batches, task or Plain())
+        lowest = 50.0 if half and found.dtype == "float32" else None  # 11 bits of each weight are left
+        check(found, min_agreement=min_agreement, min_snr_db=lowest if min_snr_db is None else min_snr_db)
+        weights, graph = unchecked.with_suffix(".bin").read_bytes(), unchecked.read_bytes()
+    publish(path.with_suffix(".bin"), weights)
+    publish(path, graph)
+    return Exported(path, found.max_abs_difference, OPSET, len(weights) + len(graph), found)
+
+
+def convert(onnx_file: str | Path, path: Path, *, half: bool = False) -> None:
+    """Write the .xml and the .bin, nothing compared."""
+    data = door.read(Path(onnx_file))
+    silence()
+    try:
+        import openvino
+    except ImportError:
+        raise missing_extra("exporting to OpenVINO", "openvino", "openvino") from None
+    model = openvino.Core().read_model(data, b"")
+    metadata = _metadata(model)
+    for number, op in enumerate(model.get_ordered_ops()):
+        if re.search(r"_\d+$", op.get_friendly_name()):  # numbered by a counter of the process
+            op.set_friendly_name(f"{op.get_type_name()}_{number}")
+    for key, value in metadata.items():
+        model.set_rt_info(value, ["model_info", key])
+    openvino.save_model(model, str(path), compress_to_fp16=half)
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    """What the .onnx file says about itself, and the class names in the form OpenVINO's tools read."""
+    if not model.has_rt_info("framework"):
+        return {}
+    found = {key: str(value.value) for key, value in model.get_rt_info("framework").astype(dict).items()}
+    if "names" in found:
+        names = json.loads(found["names"])
+        found["labels"] = " ".join(names[str(i)].replace(" ", "_") for i in range(len(names)))
+    return found

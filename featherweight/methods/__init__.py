@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One method per file. They work on any module and never import `featherweight.models`; importing them here registers
+the kinds of edit that a saved model may name."""
+
+from . import deit, distill, dynamicvit, prune, quantize
+
+__all__ = ["deit", "distill", "dynamicvit", "prune", "quantize"]

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""8-bit integers in place of floats after training: post-training quantization of linear and convolution layers.
+
+Weights: one scale per output channel, symmetric, [-127, 127]. Activations: one scale and zero point per tensor,
+unsigned, chosen by an observer on a few hundred images that need no labels (Jacob 2018, arXiv 1712.05877;
+Krishnamoorthi 2018, arXiv 1806.08342). The layers are in `int8.py`. What it does not do: attention products,
+normalizations and activation functions stay float; nothing is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import Diverged, OptionError
+from ..modes import evaluating
+from ..runtime.parity import snr_db
+from ..surgery import Edit, apply, submodule
+from .int8 import QuantConv2d, Quantizer, QuantLinear
+from .observers import Histogram, Range, named
+
+
+class Calls(Protocol):
+    """The part of a task that is needed here: how the model is called."""
+
+    def forward(self, model: nn.Module, batch: Any) -> Any: ...
+
+
+def plan(model: nn.Module, *, bits: int = 8, skip: Sequence[str] = ()) -> list[Edit]:
+    """One edit for each linear and 2d convolution layer that is not skipped; bits=32 leaves all as they are.
+
+    skip: dotted paths; `*` stands for anything, and a path covers what is inside it. LookupError if nothing is left.
+    """
+    if bits == 32:
+        return []
+    if bits != 8:
+        raise OptionError("bits", f"{bits!r} is not one of 8, 32 (no change)")
+    found = {path: module for path, module in model.named_modules() if quantizable(module)}
+    for host, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):  # reads the weights of its layer and never calls it
+            found.pop(f"{host}.out_proj".lstrip("."), None)
+    for pattern in skip:
+        if not any(covers(pattern, path) for path in found):
+            raise LookupError(f"skip: {pattern!r} matches no linear or convolution layer of {type(model).__name__}")
+    paths = [path for path in found if not any(covers(pattern, path) for pattern in skip)]
+    if not paths:
+        raise LookupError(f"{type(model).__name__} has no float linear or 2d convolution layer left to quantize")
+    return [Edit(path, "int8") for path in paths]
+
+
+def quantizable(module: nn.Module) -> bool:
+    """A linear or convolution layer that computes what its name says, unlike a subclass with its own forward."""
+    forward = type(module).forward
+    zeros = getattr(module, "padding_mode", "zeros") == "zeros"
+    return zeros and (forward is nn.Linear.forward or forward is nn.Conv2d.forward)
+
+
+def covers(pattern: str, path: str) -> bool:
+    return fnmatchcase(path, pattern) or fnmatchcase(path, pattern + ".*")
+
+
+def quantize(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    task: Calls,
+    *,
+    bits: int = 8,
+    observer: str | Callable[[Histogram], Range] = "mse",
+    calibration_images: int = 128,
+    bias_correction: bool = True,
+    skip: Sequence[str] = (),
+) -> nn.Module:
+    """A copy in 8 bits whose ranges come from the first `calibration_images` of the batches; labels are not looked at.
+
+    Give training images: what a model is judged on must not have tuned it. observer: "mse", "minmax", "percentile",
+    "entropy" or a function of a `Histogram`. bias_correction: shift each channel by the mean error that rounding made
+    in it on the same images (Nagel 2019, arXiv 1906.04721). A layer that is never called stays float.
+    """
+    choose, edits = named(observer), plan(model, bits=bits, skip=skip)
+    if not edits:
+        return apply(model, [])
+    images = tuple(first(batches, calibration_images))
+    with evaluating(model), torch.no_grad():
+        seen = observe(model, [edit.path for edit in edits], images, task)
+        new = apply(model, [edit for edit in edits if edit.path in seen]).eval()
+        for path, (inputs, outputs) in seen.items():
+            layer = submodule(new, path)
+            layer.input.set_range(choose(inputs))  # type: ignore[union-attr, operator]
+            if isinstance(layer, QuantConv2d) and isinstance(layer.output, Quantizer):
+                layer.output.set_range(choose(outputs))
+        if bias_correction:
+            correct_bias(model, new, list(seen), images, task)
+    return new
+
+
+def first(batches: Iterable[Mapping[str, Any]], images: int) -> Iterator[Mapping[str, Any]]:
+    """The batches up to so many images, the last one cut."""
+    if images < 1:
+        raise OptionError("calibration_images", f"must be at least 1, not {images}")
+    for batch in batches:
+        count = len(next(iter(batch.values())))
+        yield batch if count <= images else {key: value[:images] for key, value in batch.items()}
+        images -= count
+        if images <= 0:
+            return
+
+
+def observe(
+    model: nn.Module, paths: Sequence[str], batches: Iterable[Mapping[str, Any]], task: Calls
+) -> dict[str, tuple[Histogram, Histogram]]:
+    """Histograms of inputs and outputs of the layers that ran, in the order they first ran. Diverged if not finite."""
+    seen: dict[str, tuple[Histogram, Histogram]] = {}
+
+    def watch(path: str) -> Callable[..., None]:
+        def look(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            inputs, outputs = seen.setdefault(path, (Histogram(), Histogram()))
+            try:
+                inputs.add(args[0])
+                if isinstance(layer, nn.Conv2d):  # the sums of a linear layer stay float
+                    outputs.add(output)
+            except ValueError as error:
+                raise Diverged(f"calibration: {path} has {error}") from None
+
+        return look
+
+    _run_watched(model, {path: watch(path) for path in paths}, batches, task)
+    if not seen:
+        raise LookupError(f"none of the {len(paths)} layers ran on the calibration batches; were there any batches?")
+    return seen
+
+
+def _run_watched(
+    model: nn.Module, watchers: Mapping[str, Callable[..., Any]], batches: Iterable[Mapping[str, Any]], task: Calls
+) -> list[Tensor]:
+    """The answers to the batches; a watcher sees what its layer gets and gives and may replace it."""
+    handles = [submodule(model, path).register_forward_hook(watcher) for path, watcher in watchers.items()]
+    try:
+        return [task.forward(model, batch) for batch in batches]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def correct_bias(
+    model: nn.Module, new: nn.Module, paths: Sequence[str], batches: Iterable[Mapping[str, Any]], task: Calls
+) -> None:
+    """Shift each channel of the new layers by the mean error they make on the inputs the float layers get."""
+    sums: dict[str, tuple[Tensor, int]] = {}
+
+    def watch(path: str) -> Callable[..., None]:
+        def look(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            axis = 1 if isinstance(layer, nn.Conv2d) else -1
+            error = (output - submodule(new, path)(args[0])).movedim(axis, -1).flatten(0, -2)  # (samples, channels)
+            total, count = sums.get(path, (torch.zeros(error.shape[1]), 0))
+            sums[path] = total + error.sum(0), count + len(error)
+
+        return look
+
+    _run_watched(model, {path: watch(path) for path in paths}, batches, task)
+    for path, (total, count) in sums.items():
+        bias = submodule(new, path).bias
+        if isinstance(bias, Tensor):
+            bias.add_(total / count)
+
+
+def sensitivity(
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], task: Calls, **options: Any
+) -> list[dict[str, Any]]:
+    """What 8 bits in this one layer alone cost, worst first: {"layer", "snr_db", "top1_agreement", "weights"}.
+
+    Calibrated and judged on the same batches, which the result says nothing beyond. `options` are those of `quantize`.
+    """
+    images = tuple(batches)
+    whole = quantize(model, images, task, **options)
+    rows = []
+    with evaluating(model), torch.no_grad():
+        expected = torch.cat(_run_watched(model, {}, images, task))
+        layers = {path: m for path, m in whole.named_modules() if isinstance(m, (QuantLinear, QuantConv2d))}
+        for path, layer in layers.items():
+            got = torch.cat(_run_watched(model, {path: _instead(layer)}, images, task))
+            same = float((got.argmax(-1) == expected.argmax(-1)).double().mean())
+            ratio = snr_db(expected.numpy(), got.numpy())
+            rows.append({"layer": path, "snr_db": ratio, "top1_agreement": same, "weights": layer.weight.numel()})
+    return sorted(rows, key=lambda row: float(row["snr_db"]))
+
+
+def _instead(layer: nn.Module) -> Callable[..., Any]:
+    return lambda _host, args, _output: layer(*args)
