@@ -34,6 +34,8 @@ def open_input(path: Path, *, max_bytes: int) -> tuple[BinaryIO, int]:
     try:
         _regular(path, os.stat(path))
         stream = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     try:
