@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
-PACKED = (torch.int8, torch.uint8)  # buffers of these types are weights that quantization has stored as integers
+PACKED = (torch.int8, torch.uint8)  # matrices of these types are weights that quantization has stored as integers
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def layers(model: nn.Module, example: Any) -> list[Layer]:
 
 def _own(module: nn.Module) -> Iterator[Tensor]:
     yield from module.parameters(recurse=False)
-    yield from (b for b in module.buffers(recurse=False) if b.dtype in PACKED)
+    yield from (b for b in module.buffers(recurse=False) if b.dtype in PACKED and b.ndim > 1)
 
 
 def _count(model: nn.Module, example: Any) -> dict[str, int]:

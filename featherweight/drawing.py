@@ -78,11 +78,10 @@ def canvas(width: float, height: float, *, columns: int = 1, rows: int = 1) -> I
         "svg.fonttype": "none", "svg.hashsalt": "featherweight", "text.parse_math": False, "axes.unicode_minus": True,
         "font.family": ["DejaVu Sans"], "font.size": 9.5, "text.color": INK, "axes.labelcolor": MUTED,
         "axes.edgecolor": GRID, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.major.size": 0,
-        "ytick.major.size": 0, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.8, "axes.axisbelow": True, "axes.titlesize": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False, "axes.spines.left": False, "axes.facecolor": "none", "figure.facecolor": "none",
-        "axes.titlelocation": "left", "axes.titlecolor": INK, "legend.frameon": False, "legend.labelcolor": INK,
-        "savefig.facecolor": "none",
+        "ytick.major.size": 0, "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.8, "axes.axisbelow": True,
+        "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+        "axes.facecolor": "none", "figure.facecolor": "none", "axes.titlelocation": "left", "axes.titlecolor": INK,
+        "legend.frameon": False, "legend.labelcolor": INK, "savefig.facecolor": "none",
     }  # fmt: skip
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts draw the text, not ours

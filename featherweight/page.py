@@ -43,11 +43,11 @@ def model_card(report: Report) -> str:
 def _values(report: Report) -> dict[str, Any]:
     return {
         "report": report,
+        "env": {"cpu": "", "cores": "", "flags": (), "versions": {}, **report.environment},
         "headline": tables.headline(report.stages),
         "classes": per_class(report),
         "confused": most_confused(report),
         "grid": latency_grid(report.stages),
-        "version": __version__,
         "limits": {"views": VIEWS, "layers": LAYERS, "skipped": SKIPPED},
     }
 
@@ -83,7 +83,7 @@ def template(name: str, **values: Any) -> str:
     }
     plain = ("score", "accuracy", "points", "millions", "size", "milliseconds", "against", "kept", "sentence")
     environment.filters.update({name: getattr(tables, name) for name in plain}, **trusted, bar=bar, verdict=verdict)
-    environment.globals.update(roles=drawing.ROLES)
+    environment.globals.update(roles=drawing.ROLES, version=__version__)
     return environment.get_template(name).render(**values)
 
 

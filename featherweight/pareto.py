@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -100,7 +102,7 @@ def place_labels(
     for i, p in enumerate(points):
         mark, box = marks[i], boxes[i]
         offset = (((box[0] + box[2]) / 2 - mark.x) / scale, ((box[1] + box[3]) / 2 - mark.y) / scale)
-        far = _distance(box, mark) > mark.radius + 9 * scale
+        far = float(_distances(np.array([box]), mark)[0]) > mark.radius + 9 * scale
         line = {"arrowstyle": "-", "color": colors[1], "linewidth": 0.7, "shrinkA": 0, "shrinkB": mark.radius / scale}
         axes.annotate(
             p.name, (p.x, p.y), xytext=offset, textcoords="offset points", ha="center", va="center", fontsize=size,
@@ -139,30 +141,29 @@ def _best(
     marks: Sequence[_Mark], i: int, size: tuple[float, float], names: Sequence[Box], lines: Sequence[Box], limits: Box
 ) -> Box:
     """The candidate around mark i with the least overlap; among equals the nearest."""
-    mark, (width, height) = marks[i], size
-    best, least = mark.box, math.inf
-    for ring in range(8):
-        away = mark.radius + 4 + 9 * ring
-        for dx, dy in AROUND:
-            cx, cy = mark.x + dx * (away + width / 2), mark.y + dy * (away + height / 2)
-            box = (cx - width / 2 - GAP, cy - height / 2 - GAP, cx + width / 2 + GAP, cy + height / 2 + GAP)
-            cost = 3 * sum(_overlap(box, other) for other in (*names, *(m.box for m in marks)))
-            cost += 0.35 * sum(_overlap(box, other) for other in lines) + 20 * (_area(box) - _overlap(box, limits))
-            near = _distance(box, mark)
-            cost += 60 * sum(_distance(box, other) < near for other in marks) + 4 * near
-            if cost < least:
-                best, least = box, cost
-    return best
+    mark, half = marks[i], np.array(size) / 2
+    away = mark.radius + 4 + 9 * np.arange(8)[:, None, None]  # rings of candidates
+    centers = ((mark.x, mark.y) + np.array(AROUND) * (away + half)).reshape(-1, 2)
+    boxes = np.concatenate([centers - half - GAP, centers + half + GAP], axis=1)
+    distances = np.stack([_distances(boxes, other) for other in marks], axis=1)
+    cost = 3 * _overlaps(boxes, [*names, *(m.box for m in marks)]) + 0.35 * _overlaps(boxes, lines)
+    cost += 20 * ((2 * half + 2 * GAP).prod() - _overlaps(boxes, [limits]))
+    cost += 60 * (distances < distances[:, i : i + 1]).sum(axis=1) + 4 * distances[:, i]
+    x0, y0, x1, y1 = boxes[int(cost.argmin())].tolist()
+    return x0, y0, x1, y1
 
 
-def _distance(box: Box, mark: _Mark) -> float:
-    """From a box to the center of a mark."""
-    return math.hypot(max(box[0] - mark.x, 0, mark.x - box[2]), max(box[1] - mark.y, 0, mark.y - box[3]))
+def _distances(boxes: np.ndarray, mark: _Mark) -> np.ndarray:
+    """From each box to the center of a mark."""
+    dx = np.maximum(np.maximum(boxes[:, 0] - mark.x, mark.x - boxes[:, 2]), 0)
+    dy = np.maximum(np.maximum(boxes[:, 1] - mark.y, mark.y - boxes[:, 3]), 0)
+    return np.hypot(dx, dy)
 
 
-def _overlap(a: Box, b: Box) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def _area(a: Box) -> float:
-    return (a[2] - a[0]) * (a[3] - a[1])
+def _overlaps(boxes: np.ndarray, others: Sequence[Box]) -> np.ndarray:
+    """Pixels that each box shares with the others."""
+    if not others:
+        return np.zeros(len(boxes))
+    other = np.array(others)
+    low, high = np.maximum(boxes[:, None, :2], other[None, :, :2]), np.minimum(boxes[:, None, 2:], other[None, :, 2:])
+    return np.maximum(high - low, 0).prod(axis=2).sum(axis=1)

@@ -50,14 +50,14 @@ def finite(value: object) -> float | None:
 
 def pareto(stages: Sequence[Stage], *, against: str) -> Drawing | None:
     """Accuracy over latency at batch 1 (or bytes on disk), log x; left out is hollow, what stayed is joined."""
-    points = _points(stages, against)
-    if not points:
+    found = points(stages, against)
+    if not found:
         return None
     latency = against == "latency"
     with canvas(6.4 if latency else 4.5, 3.9) as (figure, (axes,)):
-        kept = [p for p in points if p.kept]
+        kept = [p for p in found if p.kept]
         axes.plot([p.x for p in kept], [p.y for p in kept], color=ACCENT, linewidth=1.6, alpha=0.45, zorder=2)
-        for number, p in enumerate(points):
+        for number, p in enumerate(found):
             color = MUTED if number == 0 else GOOD if kept and p is kept[-1] else ACCENT
             color = color if p.kept else BAD
             error: Any = {"ecolor": color, "elinewidth": 1.0, "capsize": 2, "alpha": 0.4, "fmt": "none", "zorder": 3}
@@ -69,26 +69,27 @@ def pareto(stages: Sequence[Stage], *, against: str) -> Drawing | None:
         axes.set_xscale("log")
         axes.set_xlabel(_axis(stages) if latency else "bytes on disk (log)  ·  left is smaller")
         axes.set_ylabel("accuracy %")
-        tidy_log_axis(axes, [v for p in points for v in (p.x_low, p.x_high)], size=not latency)
-        low, high = min(p.low for p in points), max(p.high for p in points)
+        tidy_log_axis(axes, [v for p in found for v in (p.x_low, p.x_high)], size=not latency)
+        low, high = min(p.low for p in found), max(p.high for p in found)
         axes.set_ylim(low - 0.14 * (high - low or 1), high + 0.14 * (high - low or 1))
-        place_labels(figure, axes, points, colors=(INK, MUTED, PAGE))
+        place_labels(figure, axes, found, colors=(INK, MUTED, PAGE))
         unit = "ms" if latency else "bytes"
-        each = [f"{p.name} {p.y:.1f} % at {p.x:.3g} {unit}{'' if p.kept else ' (left out)'}" for p in points]
+        each = [f"{p.name} {p.y:.1f} % at {p.x:.3g} {unit}{'' if p.kept else ' (left out)'}" for p in found]
         return svg("pareto" if latency else "pareto-size", figure, f"Accuracy against {against}: " + "; ".join(each))
 
 
-def _points(stages: Sequence[Stage], against: str) -> list[Point]:
+def points(stages: Sequence[Stage], against: str = "latency") -> list[Point]:
+    """The stages that have an accuracy and a latency (or a size)."""
     largest = max((s.measurement.size_bytes or 0 for s in stages), default=0)
-    points = []
+    found = []
     for stage in stages:
         mine, timed, weight = score(stage.measurement), stage.latency(), stage.measurement.size_bytes
         if mine is None or (timed is None if against == "latency" else not weight):
             continue
         x, low, high = _x(timed, weight, against)
         area = 50 + 220 * (weight or 0) / largest if largest and against == "latency" else 70.0
-        points.append(Point(label(stage.name), x, low, high, mine.value, mine.low, mine.high, area, stage.kept))
-    return points
+        found.append(Point(label(stage.name), x, low, high, mine.value, mine.low, mine.high, area, stage.kept))
+    return found
 
 
 def _axis(stages: Sequence[Stage]) -> str:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run found, as one value, and the files that show it: report.html, report.json, report.md, model card, plots.
 
-The page is one file that opens from disk: no script, no request, figures as SVG, pictures as small data URIs. Everything
-in it is data: names are escaped where they are shown, and a picture that comes back from JSON must be a JPEG or PNG data
-URI.
+The page is one file that opens from disk: no script, no request, figures as SVG, pictures as small data URIs. All that
+is in it is data: names are escaped where they are shown, a picture that comes back from JSON must be a JPEG or PNG URI.
 `tables` says it as text, `plots` draws it, `compare` lays several runs side by side.
 """
 
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from featherweight import files, page, plots
+from featherweight.doors import json as door
 from featherweight.errors import InputError
 from featherweight.latency import Latency
 from featherweight.measure import Measurement, build
@@ -72,7 +72,7 @@ class Stage:
 class Sample:
     """One test image with its true class and what the model said before and after."""
 
-    image: str  # data URI; a uint8 array is turned into one
+    image: str | np.ndarray  # data URI; a uint8 array is turned into one
     label: str
     base: str
     small: str
@@ -87,7 +87,7 @@ class Kept:
     """Which patches one stage of a token-dropping model kept of an image: rows of the patch grid, True for kept."""
 
     name: str
-    mask: tuple[tuple[bool, ...], ...]  # a flat one of n * n values becomes n rows
+    mask: Any  # tuple of tuples of bool; an array becomes one, a flat one of n * n values becomes n rows
     prediction: str = ""
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class Kept:
 class TokenView:
     """One image and what each stage kept of it."""
 
-    image: str
+    image: str | np.ndarray
     label: str
     stages: tuple[Kept, ...]
 
@@ -191,6 +191,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, str):  # half a surrogate pair, from a file name that is not text, has no place in JSON
+        return value.encode("utf-8", "backslashreplace").decode()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -200,8 +202,6 @@ def _tuples(value: Any) -> Any:
 
 def load(path: str | os.PathLike[str]) -> Report:
     """A report.json, or the one in a run folder."""
-    from featherweight.doors import json as door
-
     place = Path(path) / "report.json" if Path(path).is_dir() else Path(path)
     try:
         return Report.from_dict(door.read(place))

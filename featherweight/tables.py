@@ -62,11 +62,10 @@ def table(stages: Sequence[Stage], *, style: str = "text") -> str:
     if style == "csv":
         return _csv(stages)
     rows = [COLUMNS, *(tuple(clean(cell, limit=2 * NAME_LIMIT) for cell in _cells(s, stages)) for s in stages)]
-    if style == "markdown":
-        lines = ["| " + " | ".join(markdown_text(cell) for cell in row) + " |" for row in rows]
-        return "\n".join([lines[0], "|---|" + "---:|" * 6 + "---|", *lines[1:]]) + "\n"
-    widths = [max(_width(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    return "\n".join(_line(row, widths) for row in rows) + "\n"
+    if style == "text":
+        return aligned(rows)
+    lines = ["| " + " | ".join(markdown_text(cell) for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---|" + "---:|" * 6 + "---|", *lines[1:]]) + "\n"
 
 
 def show(stages: Sequence[Stage], *, file: IO[str] | None = None) -> None:
@@ -157,6 +156,12 @@ def against(stage: Stage, stages: Sequence[Stage], *, batch: int = 1) -> str:
 def kept(stage: Stage, *, first: bool = False) -> str:
     mark = "✓" if stage.kept else "✗"
     return f"{mark} {stage.reason}".rstrip() if stage.reason else NOTHING if first else mark
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text in columns: the first and the last to the left, numbers to the right."""
+    widths = [max(_width(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(_line(row, widths) for row in rows) + "\n"
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:

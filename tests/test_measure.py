@@ -98,6 +98,16 @@ def test_parameters_count_shared_ones_once_and_packed_integers_too() -> None:
     assert measure.parameters(packed) == 16
 
 
+def test_int8_layers_count_like_the_layers_they_replace() -> None:
+    from featherweight.methods.int8 import int8
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
+    small = nn.Sequential(int8(model[0]), nn.Flatten(), int8(model[2]))
+    example = torch.zeros(1, 3, 8, 8)
+    assert measure.macs(small, example) == measure.macs(model, example) == 36 * 4 * 27 + 144 * 5
+    assert measure.parameters(small) == measure.parameters(model)
+
+
 class Machine:
     """A clock that moves only when a callable runs: `seconds` per call, times what `drift` says of the moment."""
 
