@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Around, anatomy_of, embed_dim, prefix_of, wrap_blocks
+from ..anatomy import Anatomy, Around, anatomy_of, embed_dim, prefix_of, wrap_blocks
 from ..errors import OptionError
 from ..layers import TwoHeads
 from ..surgery import Aside, Edit, all_of, apply, edit_kind, find, put, submodule
@@ -23,13 +23,18 @@ from .distill import Distance, check_weights, hard, share
 
 
 class DistillationToken(Around):
-    """Puts one learned token (with its position) behind the class token, before the first block."""
+    """Puts one learned token (with its position) behind the class token, before the first block.
+
+    What the host hands its blocks besides is made for one token less (an attention mask of nothing but ones, where
+    transformers is traced), so the blocks are run without it.
+    """
 
     adds = 1
 
-    def __init__(self, blocks: nn.ModuleList, embed_dim: int, place: int) -> None:
+    def __init__(self, blocks: nn.ModuleList, anatomy: Anatomy, embed_dim: int, place: int) -> None:
         super().__init__()
         self.blocks = blocks
+        self.anatomy = anatomy
         self.place = place
         self.token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, embed_dim), std=0.02))
 
@@ -37,7 +42,7 @@ class DistillationToken(Around):
         token = self.token.to(x.dtype).expand(x.shape[0], -1, -1)
         x = torch.cat([x[:, : self.place], token, x[:, self.place :]], dim=1)  # (B, 1 + N, C)
         for block in self.blocks:
-            x = block(x, *args, **kwargs)
+            x = self.anatomy.run(block, x, None)
         return x
 
 
@@ -79,15 +84,19 @@ def distillation_token(model: nn.Module) -> nn.Module:
         raise OptionError("distillation_token", "comes before token sparsification: distill first, then sparsify")
     anatomy, place = anatomy_of(model), prefix_of(model)
     if place != 1:
-        raise OptionError("distillation_token", f"needs one class token; {type(model).__name__} has {place} prefix tokens")
+        raise OptionError(
+            "distillation_token", f"needs one class token; {type(model).__name__} has {place} prefix tokens"
+        )
     head = submodule(model, anatomy.head)
     if not isinstance(head, nn.Linear):
-        raise LookupError(f"the classifier of {type(model).__name__} is a {type(head).__name__}, not a linear layer to copy")
+        raise LookupError(
+            f"the classifier of {type(model).__name__} is a {type(head).__name__}, not a linear layer to copy"
+        )
     head_dist = nn.Linear(head.in_features, head.out_features, bias=head.bias is not None)
     head_dist.load_state_dict(head.state_dict())
     letter = Aside()
     width = embed_dim(model)
-    wrap_blocks(model, lambda blocks: DistillationToken(blocks, width, place))
+    wrap_blocks(model, lambda blocks: DistillationToken(blocks, anatomy, width, place))
     put(model, anatomy.norm, NormWithToken(submodule(model, anatomy.norm), letter, place))
     return put(model, anatomy.head, HeadWithToken(head, head_dist, letter))
 
