@@ -10,8 +10,8 @@ What a report says is kept in docs/measured/NAME-0.json ..., without pictures, a
     <!-- measured:begin demo stage tokens -->
     <!-- measured:end -->
 
-the first word is the run, the rest what of it to show: `picture`, `picture zh`, `table`, or `stage WORD` for the first stage whose name
-has that word in it. Blocks of a run that has no stored report stay as they are.
+the first word is the run, the rest what of it to show: `picture`, `picture zh`, `table`, or `stage WORD` for the first
+stage whose name has that word in it. Blocks of a run that has no stored report stay as they are.
 """
 
 from __future__ import annotations
