@@ -24,10 +24,11 @@ from featherweight.export.check import Calls, Exported, Plain, parity
 from featherweight.export.graph import OPSET, Unsupported
 from featherweight.export.translate import program_of, translate
 from featherweight.files import publish
-from featherweight.methods.dynamicvit import recording
+from featherweight.methods.dynamicvit import SparseBlocks, recording
 from featherweight.modes import evaluating
 from featherweight.runtime.parity import check
 from featherweight.runtime.session import open_session
+from featherweight.surgery import find
 
 INPUT, OUTPUT = "pixel_values", "logits"
 EXTRA = ("kept_tokens",)
@@ -99,9 +100,22 @@ def to_bytes(
             raise FeatherweightError(f"export: torch.export cannot follow {name}: {_gist(error)}") from error
         proto = graph_of(program, [OUTPUT, *extra])
     proto.producer_name, proto.producer_version = "featherweight", featherweight.__version__
-    onnx.helper.set_model_props(proto, dict(metadata or {}))
+    told = {"patches": str(_patches(model, images, task or Plain()))} if "kept_tokens" in extra else {}
+    onnx.helper.set_model_props(proto, {**told, **(metadata or {})})
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
+
+
+def _patches(model: nn.Module, images: Tensor, task: Calls) -> int:
+    """How many positions `kept_tokens` counts from, so that a reader can make a mask of them."""
+    sparse, seen = find(model, SparseBlocks), list[int]()
+    handle = sparse.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1] - sparse.prefix))
+    try:
+        with evaluating(model), torch.inference_mode():
+            task.forward(model, {"image": images})
+    finally:
+        handle.remove()
+    return seen[0]
 
 
 def graph_of(program: torch.export.ExportedProgram, outputs: Sequence[str]) -> onnx.ModelProto:
