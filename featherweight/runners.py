@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featherweight import sources
-from featherweight.doors import json as strict_json
 from featherweight.errors import InputError, OptionError
+from featherweight.runtime.metadata import names_in, preprocess_in
 from featherweight.runtime.preprocess import Preprocess
 from featherweight.runtime.record import TASKS
 
@@ -39,6 +39,8 @@ class Runner(Protocol):
 
     task: str
     backend: str
+    dtype: str
+    threads: int
     classes: tuple[str, ...]
     preprocess: Preprocess
 
@@ -102,6 +104,8 @@ class TorchRunner:
         classes: tuple[str, ...] = (),
         preprocess: Preprocess | None = None,
     ) -> None:
+        import torch
+
         from featherweight import artifact
 
         record = artifact.record_of(model)
@@ -112,8 +116,9 @@ class TorchRunner:
         if found is None:
             text = "this model does not say how its pictures are prepared; give Preprocess(size=(224, 224), ...)"
             raise OptionError("preprocess", text)
-        self.preprocess, self.threads = found, threads
+        self.preprocess, self.threads = found, threads or torch.get_num_threads()
         self.model = _placed(model, device)
+        self.dtype = str(_weight(self.model).dtype).removeprefix("torch.")
 
     def run(self, images: NDArray[np.float32], *, tokens: bool = False) -> Answer:
         """Images (B, 3, H, W) -> the answers."""
@@ -121,7 +126,7 @@ class TorchRunner:
 
         from featherweight.modes import evaluating
 
-        weight = next(iter(self.model.parameters()), torch.empty(0))
+        weight = _weight(self.model)
         dtype = weight.dtype if weight.is_floating_point() else torch.float32
         batch = torch.from_numpy(images).to(weight.device, dtype)
         quiet = torch.inference_mode()
@@ -130,6 +135,12 @@ class TorchRunner:
             logits = getattr(output, "logits", output)
             answer = np.asarray(logits.float().cpu(), np.float32)
             return Answer(answer, _masks(seen) if seen else None)
+
+
+def _weight(model: nn.Module) -> torch.Tensor:
+    import torch
+
+    return next(iter(model.parameters()), torch.empty(0))
 
 
 def _named_labels(model: nn.Module) -> tuple[str, ...]:
@@ -156,7 +167,7 @@ def _placed(model: nn.Module, device: Any) -> nn.Module:
         raise OptionError("device", f"no {device!r}; give cpu, cuda, cuda:0, 0 or auto") from None
     if wanted.type == "cuda" and not torch.cuda.is_available():
         raise OptionError("device", f"no {str(wanted)!r} on this machine; give cpu")
-    here = next(iter(model.parameters()), torch.empty(0)).device
+    here = _weight(model).device
     stays = here == wanted or (wanted.index is None and here.type == wanted.type)
     return model if stays else copy.deepcopy(model).to(wanted)
 
@@ -227,7 +238,8 @@ class FileRunner:
         path = source.path
         self.session = open_session(path or "", backend=source.backend, threads=threads)
         told = self.session.metadata
-        self.path, self.backend = path, self.session.backend
+        self.backend, self.dtype = self.session.backend, self.session.dtype
+        self.threads = self.session.threads
         self.task = told.get("task", TASKS[0])
         self.classes = classes or names_in(told, path)
         self.preprocess = preprocess or preprocess_in(told, path)
@@ -260,39 +272,3 @@ class FileRunner:
         fill = np.repeat(images[-1:], size - len(images), axis=0)
         found = self.session.run({name: np.concatenate([images, fill]) if len(fill) else images})
         return {key: value[: len(images)] for key, value in found.items()}
-
-
-def names_in(told: Mapping[str, str], path: object) -> tuple[str, ...]:
-    """The class names in a file's metadata: a JSON list, or an object from number to name."""
-    if "names" not in told:
-        return ()
-    names = strict_json.parse(told["names"], path)
-    if isinstance(names, dict):
-        names = [names.get(str(i)) for i in range(len(names))]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(path, "bad_schema", "its 'names' must be a JSON list of class names")
-    return tuple(names)
-
-
-def preprocess_in(told: Mapping[str, str], path: object) -> Preprocess:
-    """The preprocessing in a file's metadata: `preprocess`, or imgsz, mean, std and the rest one by one."""
-    if "preprocess" in told:
-        found = strict_json.parse(told["preprocess"], path)
-        if not isinstance(found, dict):
-            raise InputError(path, "bad_schema", "its 'preprocess' must be a JSON object")
-        return Preprocess.from_dict(found, name=str(path))
-    lacking = [key for key in ("imgsz", "mean", "std") if key not in told]
-    if lacking:
-        text = f"its metadata lack {', '.join(lacking)}, so pictures cannot be prepared; export it with featherweight"
-        raise InputError(path, "missing_key", text)
-    read = {key: strict_json.parse(told[key], path) for key in ("imgsz", "mean", "std", "crop_pct") if key in told}
-    size = read["imgsz"] if isinstance(read["imgsz"], list) else [read["imgsz"]] * 2
-    stored = {
-        "size": size,
-        "mean": read["mean"],
-        "std": read["std"],
-        "crop_pct": read.get("crop_pct", 1.0),
-        "resize": told.get("resize", "shorter"),
-        "interpolation": told.get("interpolation", "bicubic"),
-    }
-    return Preprocess.from_dict(stored, name=str(path))

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs that use a model: predict, val, export, bench. Argument parsing and printing; the work is in `verbs`."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from featherweight import cli_options as options
+from featherweight.console import columns, current, line
+from featherweight.errors import InputError, OptionError, clean, shown
+
+FORMATS = ("onnx", "openvino")
+MAX_STDIN = 512 << 20
+
+
+def predict(
+    model: options.Model,
+    *,
+    source: Annotated[
+        list[str],
+        Parameter(name=("--source", "-s"), negative=(), help="a picture, a folder of pictures, or - for stdin"),
+    ],
+    top_k: Annotated[int, Parameter(help="how many labels to show")] = 5,
+    show_tokens: Annotated[bool, Parameter(help="draw which patches the model kept")] = False,
+    save_txt: Annotated[bool, Parameter(help="write one text file per picture into a run folder")] = False,
+    batch: options.Batch = None,
+    backend: options.Backend = "auto",
+    device: options.Device = None,
+    threads: options.Threads = None,
+    arch: options.Arch = None,
+    project: options.Project = "runs",
+    name: options.Name = None,
+) -> int:
+    """What is in a picture, or in each picture of a folder."""
+    from featherweight.pipelines import pipeline
+
+    screen = current()
+    asked: dict[str, Any] = {
+        "backend": backend,
+        "device": device,
+        "threads": threads,
+        "arch": arch,
+        "batch_size": batch or 1,
+    }
+    pipe = pipeline(model=model, **{key: value for key, value in asked.items() if value is not None})
+    skipped: list[InputError] = []
+    named: deque[str] = deque()
+    folder = options.new_folder(project, name, "predict") if save_txt else None
+    found = []
+    for answer in pipe(_pictures(source, pipe.max_pixels, named, skipped), top_k=top_k, return_tokens=show_tokens):
+        file = named.popleft()
+        kept = answer[0].pop("kept", None) if answer else None
+        labels = [{"label": one["label"], "score": one["score"]} for one in answer]
+        screen.answer(_answer(file, labels))
+        if show_tokens:
+            screen.answer(_tokens(kept, pipe.runner.preprocess.size))
+        if folder is not None:
+            _save(folder, file, labels)
+        if screen.json:
+            found.append({"file": file, "answers": labels, **({"kept": kept} if show_tokens else {})})
+    for error in skipped:
+        screen.warn(f"skipped {error}")
+    if not found and skipped and not named:
+        screen.detail(f"{len(skipped)} skipped")
+    screen.emit(found)
+    if folder is not None:
+        screen.say(line("saved", f"{shown(folder)}/labels"))
+    screen.next(f"featherweight val {shown(model)} --data YOUR_DATA", f"featherweight bench {shown(model)}")
+    return 0
+
+
+def _pictures(sources: list[str], max_pixels: int, named: deque[str], skipped: list[InputError]) -> Iterator[Any]:
+    """Pictures in order, each name put down before. A named file that is none stops; one in a folder is skipped."""
+    from featherweight.doors import image
+    from featherweight.pipelines import load
+
+    for source in sources:
+        if source == "-":
+            named.append("-")
+            yield load(sys.stdin.buffer.read(MAX_STDIN), max_pixels=max_pixels)
+            continue
+        folder = Path(source)
+        if not folder.is_dir():
+            named.append(source)
+            yield load(source, max_pixels=max_pixels)
+            continue
+        files = image.scan(folder)
+        if not files:
+            raise InputError(folder, "empty", "has no pictures in it (looked for jpg png webp bmp gif tif)")
+        good = 0
+        for file in files:
+            try:
+                picture = load(file, max_pixels=max_pixels)
+            except InputError as error:
+                skipped.append(error)
+                continue
+            good += 1
+            named.append(str(file))
+            yield picture
+        if not good:
+            raise skipped[0]
+
+
+def _answer(file: str, labels: list[dict[str, Any]]) -> str:
+    words = [f"{clean(one['label'], limit=40)} {100 * one['score']:.1f} %" for one in labels]
+    return f"{shown(file)}   " + "   ".join(words)
+
+
+def _tokens(kept: list[list[bool]] | None, size: tuple[int, int]) -> str:
+    """Each stage's patches side by side, a full block for one that was kept."""
+    if not kept:
+        return "  this model keeps all of its tokens"
+    count = len(kept[0])
+    across = max(1, round((count * size[1] / size[0]) ** 0.5))
+    rows = [
+        ["".join("██" if k else "··" for k in stage[i : i + across]) for i in range(0, count, across)] for stage in kept
+    ]
+    heads = [f"{sum(stage)} of {count}".ljust(2 * across) for stage in kept]
+    return "\n".join(("  " + "   ".join(parts)).rstrip() for parts in [heads, *zip(*rows, strict=True)])
+
+
+def _save(folder: Path, file: str, labels: list[dict[str, Any]]) -> None:
+    from featherweight.files import publish
+
+    name = (
+        "stdin"
+        if file == "-"
+        else "_".join(part for part in Path(file).with_suffix("").parts if part not in ("/", ".", ".."))
+    )
+    (folder / "labels").mkdir(exist_ok=True)
+    text = "".join(f"{one['score']:.4f} {clean(one['label'])}\n" for one in labels)
+    publish(folder / "labels" / f"{name[-150:]}.txt", text.encode("utf-8", "backslashreplace"))
+
+
+def val(
+    model: options.Model,
+    *,
+    data: options.Data,
+    part: Annotated[
+        str, Parameter(name=("--part", "--split"), help="val, test or train; test is for the very end")
+    ] = "val",
+    batch: options.Batch = None,
+    backend: options.Backend = "auto",
+    device: options.Device = None,
+    threads: options.Threads = None,
+    limit: options.Limit = None,
+    arch: options.Arch = None,
+    max_bad: options.MaxBad = 0.01,
+    seed: options.Seed = None,
+) -> int:
+    """Accuracy of a model on a data set, with its interval."""
+    from featherweight import verbs
+
+    screen = current()
+    known: dict[str, Any] = {
+        "batch_size": batch,
+        "device": device,
+        "threads": threads,
+        "limit": limit,
+        "arch": arch,
+        "seed": seed,
+    }
+    given = {key: value for key, value in known.items() if value is not None}
+    found = verbs.val(model, data, part=part, backend=backend, max_bad=max_bad, **given)
+    low, high = found["interval"]
+    screen.say(line("model", f"{shown(model)}: {found['backend']}, {found['dtype']}"))
+    screen.say(line("data", f"{shown(found['data'])}: {part}, {found['n']} images"))
+    correct = f"{found['correct']} of {found['n']}, 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+    screen.answer(line("top-1", f"{100 * found['top1']:.1f} %   {correct}"))
+    if "top5" in found:
+        screen.answer(line("top-5", f"{100 * found['top5']:.1f} %"))
+    screen.detail(line("speed", f"{found['images_per_s']:.0f} images/s with preparing them"))
+    screen.emit({"model": model, **found})
+    screen.next(
+        f"featherweight bench {shown(model)}",
+        f"featherweight compress {shown(model)} --data {shown(data)} --max-drop 1%",
+    )
+    return 0
+
+
+def bench(
+    *models: Annotated[str, Parameter(name="MODEL", help="as for the other verbs; several are raced in turns")],
+    batch: Annotated[
+        str, Parameter(name=("--batch", "--batch-size", "-b"), help="one race for each, such as 1,32")
+    ] = "1,32",
+    threads: options.Threads = None,
+    against: Annotated[
+        str | None, Parameter(help="the model that the others are compared with; the first unless given")
+    ] = None,
+    backend: Annotated[str, Parameter(help="auto, all, or some of torch,onnxruntime,openvino")] = "auto",
+    imgsz: Annotated[
+        int | None, Parameter(name=("--imgsz", "--img-size"), help="side of the input, where the model does not say")
+    ] = None,
+    repeats: Annotated[int, Parameter(help="turns that each gets at most")] = 60,
+    budget_s: Annotated[float, Parameter(name=("--budget-s", "--seconds"), help="of one race, about")] = 5.0,
+    arch: options.Arch = None,
+) -> int:
+    """Latency and throughput of models, raced in turns."""
+    from featherweight import verbs
+
+    screen = current()
+    if not models:
+        raise OptionError("bench", "needs a MODEL, such as runs/latest")
+    sizes = options.numbers("--batch", batch)
+    wanted = options.words("--backend", backend, ("auto", "all", "torch", "onnxruntime", "openvino"))
+    side = (imgsz, imgsz) if imgsz else None
+    known: dict[str, Any] = {"threads": threads, "against": against, "resolution": side, "arch": arch}
+    rows = verbs.bench(list(models), batch=sizes, backend=wanted, repeats=repeats, budget_s=budget_s, **known)
+    first = rows[0]["conditions"]
+    screen.say(line("machine", f"{first['cpu']}, {rows[0]['threads']} threads, load {first['load']:.1f}"))
+    head = ("model", "runtime", "dtype", "batch", "p50 ms", "p10 to p90", "images/s", "against the first")
+    table = [head, *(_bench_row(row) for row in rows)]
+    screen.answer(columns(table))
+    screen.emit(rows)
+    screen.next(f"featherweight val {shown(models[0])} --data YOUR_DATA", f"featherweight info {shown(models[0])}")
+    return 0
+
+
+def _bench_row(row: dict[str, Any]) -> tuple[str, ...]:
+    digits = 2 if row["median_ms"] < 10 else 1
+    spread = f"{row['p10_ms']:.{digits}f} to {row['p90_ms']:.{digits}f}"
+    numbers = (f"{row['median_ms']:.{digits}f}", spread, f"{row['images_per_s']:.0f}", row["verdict"])
+    return row["model"], row["runtime"], row["dtype"], str(row["batch"]), *numbers
+
+
+def export(
+    model: options.Model,
+    *,
+    formats: Annotated[str, Parameter(name=("--format", "-f"), help="onnx, openvino, or both with a comma")] = "onnx",
+    data: Annotated[
+        str | None,
+        Parameter(name=("--data", "--data-dir", "--dataset", "-d"), help="images to compare on; noise without"),
+    ] = None,
+    quantize: Annotated[str | None, Parameter(help="int8, calibrated on the training images of --data")] = None,
+    images: Annotated[int, Parameter(help="how many are compared")] = 64,
+    half: Annotated[bool, Parameter(help="16 bits for OpenVINO's float weights")] = False,
+    no_verify: Annotated[bool, Parameter(help="keep the files even if they answer differently")] = False,
+    out: Annotated[str | None, Parameter(help="the folder; export/ of a run, else a new run folder")] = None,
+    exist_ok: Annotated[bool, Parameter(help="write over files that are there")] = False,
+    arch: options.Arch = None,
+    seed: options.Seed = None,
+    project: options.Project = "runs",
+    name: options.Name = None,
+) -> int:
+    """A model as .onnx and OpenVINO files, each compared with the model."""
+    from featherweight import sources, verbs
+
+    screen = current()
+    chosen = options.words("--format", formats, FORMATS)
+    source = sources.find(model, backend="torch", arch=arch)
+    folder = Path(out) if out else source.run / "export" if source.run else None
+    if (
+        folder is not None
+        and not exist_ok
+        and any((folder / file).exists() for file in ("model.onnx", "openvino_model.xml"))
+    ):
+        raise OptionError(
+            "--out", f"{shown(folder)} holds exported files already; add --exist-ok, or choose another folder"
+        )
+    asked: dict[str, Any] = {
+        "formats": chosen,
+        "data": data,
+        "quantize": quantize,
+        "images": images,
+        "half": half,
+        "verify": not no_verify,
+    }
+    folder = folder or options.new_folder(project, name, "export") / "export"
+    rows = verbs.export(model, folder, arch=arch, seed=seed or 0, **asked)
+    for row in rows:
+        ratio = "equal" if row["sqnr_db"] is None else f"{row['sqnr_db']:.0f} dB"
+        parity = f"{100 * row['agreement']:.1f} % same answers, {ratio}, max |Δ| {row['max_abs']:.1e}"
+        what = f"{row['images']} images" if data else f"{row['images']} pictures of noise"
+        screen.answer(
+            f"✓ {shown(folder / row['file'])}  {row['size_bytes'] / 1e6:.2f} MB  {row['dtype']}  {parity} on {what}"
+        )
+    screen.emit([{**row, "file": str(folder / row["file"])} for row in rows])
+    first = shown(folder / rows[0]["file"])
+    screen.next(f"featherweight predict {first} --source PICTURE", f"featherweight bench {shown(model)} {first}")
+    return 0
+
+
+VERBS = (val, predict, export, bench)

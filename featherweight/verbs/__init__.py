@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the command line does with one model, as functions that return values.
+
+They take whatever names a model (`sources`). Training, compressing and running recipes is elsewhere (recipe, runs);
+printing is the command line's.
+"""
+
+from featherweight.verbs.accuracy import val
+from featherweight.verbs.looking import info
+from featherweight.verbs.racing import bench
+from featherweight.verbs.shipping import export
+
+__all__ = ["bench", "export", "info", "val"]

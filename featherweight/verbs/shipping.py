@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model as files for ONNX Runtime and OpenVINO, each compared with the model before it is kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featherweight import sources
+from featherweight.errors import OptionError, closest, shown
+from featherweight.files import publish
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from featherweight.data import Data
+    from featherweight.runtime.preprocess import Preprocess
+
+FORMATS = ("onnx", "openvino")
+NAMES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
+NEAR_TIES_DB = 35.0  # two tokens whose scores differ in the last bit may change places
+UNCHECKED = {"min_agreement": 0.0, "min_snr_db": -1e9}
+
+
+def export(
+    model: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    formats: Sequence[str] = ("onnx",),
+    data: str | os.PathLike[str] | Data | None = None,
+    quantize: str | None = None,
+    images: int = 64,
+    half: bool = False,
+    verify: bool = True,
+    arch: str | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Write the files and parity.json into `folder`; a row for each file with how it answers beside the model.
+
+    data: its validation images are what is compared, noise without it; its training images calibrate `quantize="int8"`.
+    half: 16 bits for OpenVINO's float weights. Raises CheckFailed, and leaves no file, where the answers differ.
+    """
+    _check(formats, quantize, data)
+    from featherweight import artifact
+    from featherweight.export import onnx, openvino
+    from featherweight.export.check import describe
+    from featherweight.surgery import edits_of
+
+    source = sources.find(model, backend="torch", arch=arch)
+    built = sources.module(source)
+    told, record = sources.preprocess_of(source, built), artifact.record_of(built)
+    if told is None:
+        raise OptionError("preprocess", f"{shown(source.name)} does not say how its pictures are prepared")
+    batches, calibration = _batches(data, told, images, seed)
+    if quantize is not None:
+        built = _quantized(built, calibration)
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    about = describe(
+        classes=record.classes if record else (),
+        preprocess=told,
+        compression=[{"kind": kind} for kind in dict.fromkeys(edit.kind for edit in edits_of(built))],
+    )
+    limits = _limits(built, verify)
+    extra = ("kept_tokens",) if _drops_tokens(built) else ()
+    example = batches[0]["image"][:2]
+    target = place / NAMES["onnx"]
+    found = [onnx.export(built, example, target, metadata=about, extra=extra, batches=batches, **limits)]
+    if "openvino" in formats:
+        xml = place / NAMES["openvino"]
+        found.append(openvino.export(target, xml, model=built, batches=batches, half=half, **limits))
+    if "onnx" not in formats:
+        target.unlink()
+    rows = [_row(item) for item in found if item.path.exists()]
+    publish(place / "parity.json", (json.dumps(rows, indent=1) + "\n").encode())
+    return rows
+
+
+def _check(formats: Sequence[str], quantize: str | None, data: Any) -> None:
+    for name in formats:
+        if name not in FORMATS:
+            raise OptionError("format", f"no {name!r}; {closest(name, FORMATS)}Known: {', '.join(FORMATS)}")
+    if not formats:
+        raise OptionError("format", f"is empty; give some of {', '.join(FORMATS)}")
+    if quantize not in (None, "int8", "8"):
+        raise OptionError("quantize", f"no {quantize!r}; {closest(str(quantize), ['int8'])}Known: int8")
+    if quantize is not None and data is None:
+        raise OptionError("quantize", "needs --data: its training images say how large the values get")
+
+
+def _batches(
+    data: Any, told: Preprocess, images: int, seed: int
+) -> tuple[list[Mapping[str, Tensor]], Iterable[Mapping[str, Tensor]]]:
+    """Images to compare on, and others to calibrate on."""
+    import torch
+
+    if data is None:
+        noise = torch.randn(images, 3, *told.size, generator=torch.Generator().manual_seed(seed))
+        return [{"image": noise}], ()
+    from featherweight.data import Batches, load
+
+    found = load(os.fspath(data), seed=seed) if isinstance(data, (str, os.PathLike)) else data
+    seen = Batches(found.val, told, batch_size=32, limit=images)
+    return list(seen.epoch(0)), Batches(found.train, told, batch_size=32, shuffle=True, seed=seed, limit=128).epoch(0)
+
+
+def _quantized(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> nn.Module:
+    from featherweight.methods.quantize import quantize
+    from featherweight.tasks.classification import Classification
+
+    return quantize(model, batches, Classification())
+
+
+def _drops_tokens(model: nn.Module) -> bool:
+    from featherweight.methods.dynamicvit import SparseBlocks
+    from featherweight.surgery import all_of
+
+    return len(all_of(model, SparseBlocks)) == 1
+
+
+def _limits(model: nn.Module, verify: bool) -> dict[str, Any]:
+    if not verify:
+        return UNCHECKED
+    from featherweight.surgery import edits_of
+
+    int8 = any("int8" in edit.kind or "quant" in edit.kind for edit in edits_of(model))
+    return {"min_snr_db": NEAR_TIES_DB} if _drops_tokens(model) and not int8 else {}
+
+
+def _row(item: Any) -> dict[str, Any]:
+    p = item.parity
+    return {
+        "file": item.path.name,
+        "format": "openvino" if item.path.suffix == ".xml" else "onnx",
+        "size_bytes": item.size_bytes,
+        "opset": item.opset,
+        "dtype": p.dtype,
+        "backend": p.backend,
+        "agreement": p.top1_agreement,
+        "sqnr_db": p.snr_db if math.isfinite(p.snr_db) else None,
+        "max_abs": p.max_abs_difference,
+        "images": p.n,
+    }
