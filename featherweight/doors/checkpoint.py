@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -21,6 +22,7 @@ from featherweight.files import PathLike, publish
 __all__ = ["Stored", "check", "read", "read_sealed", "read_tree", "write"]
 
 MAX_BYTES = 64 << 30
+_WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z]")  # a '<' alone may be a header length
 _LISTED = 10  # names shown of a long list
 
 
@@ -121,7 +123,7 @@ def _opened(path: Path, max_bytes: int) -> Iterator[tuple[BinaryIO, int, bytes]]
         stream.seek(0)
         if first.startswith(b"version https://git-lfs"):
             raise InputError(path, "not_a_checkpoint", "is a git-lfs pointer, not the weights; run: git lfs pull")
-        if first.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<":
+        if _WEB_PAGE.match(first):
             raise InputError(path, "not_a_checkpoint", "is a web page, not weights; download the file itself")
         yield stream, size, first
 

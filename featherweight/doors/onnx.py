@@ -37,7 +37,7 @@ def read(path: Path) -> bytes:
     """The bytes of a checked model that needs no other file: weights kept beside it have been put inside."""
     with door(path, "corrupt", "is not an ONNX model, or a damaged one"):
         data = read_input(path, max_bytes=MAX_BYTES)
-        if data[:64].lstrip()[:1] == b"<" or data.startswith(b"version https://git-lfs"):
+        if data[:64].lstrip()[:2] in (b"<!", b"<h", b"<H", b"<?") or data.startswith(b"version https://git-lfs"):
             raise InputError(path, "corrupt", "is a web page or a git-lfs pointer; download the model itself")
         check = _Check(path)
         if 7 not in check.message("model", memoryview(data), 0, Constants()):
