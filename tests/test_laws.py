@@ -15,7 +15,7 @@ from pathlib import Path
 import fill
 import pytest
 import torch
-from families import FAMILIES, PLAIN, Family, Images, everything, same
+from families import FAMILIES, PLAIN, SIZE, Family, Images, everything, same
 from torch import nn
 
 from featherweight import artifact
@@ -188,6 +188,38 @@ def test_a_model_in_training_can_be_copied(method: str, name: str) -> None:
         answers.append(family.task.forward(one, batches()[1]))
     assert torch.equal(*answers)
     assert torch.equal(family.logits(model.eval()), family.logits(twin.eval()))
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_8_bits_are_near_the_float_model(name: str) -> None:
+    """Also where the host looks at its layers: transformers' ViT asks a convolution for the type of its weight."""
+    family = ALL[name]
+    model = family.make()
+    answer = family.logits(model)
+    assert float((family.logits(CHANGES["quantize"](model, family)) - answer).norm() / answer.norm()) < 0.15
+
+
+# An exported file agrees ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("change", "name"), [case for case in CASES if case[0] != "prune by taylor"])
+def test_an_exported_file_agrees(change: str, name: str, tmp_path: Path) -> None:
+    onnx, session = (
+        pytest.importorskip("featherweight.export.onnx"),
+        pytest.importorskip("featherweight.runtime.session"),
+    )
+    family = ALL[name]
+    model = CHANGES[change](family.make(), family).eval()
+    images = fill.normal("exported images", (3, 3, SIZE, SIZE))
+    exported = onnx.export(model, images, tmp_path / "model.onnx", task=family.task)
+    answers = session.open_session(exported.path, backend="onnxruntime", threads=1)
+    for count in (1, 3):  # any number of images
+        batch = images[:count]
+        found = torch.from_numpy(next(iter(answers.run({answers.inputs[0].name: batch.numpy()}).values())))
+        wanted = family.logits(model, batch)
+        if change == "quantize":  # a sum in another order may fall on the other side of a rounding
+            assert torch.equal(found.argmax(-1), wanted.argmax(-1))
+            assert float((found - wanted).norm() / wanted.norm()) < 0.02
+        else:
+            torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
 
 
 # Composition ----------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class Quantizer(nn.Module):
 class QuantLinear(nn.Module):
     """A linear layer whose weight is int8 and whose input is rounded to uint8."""
 
-    weight: Tensor
+    weight_int8: Tensor
     weight_scale: Tensor
     bias: Tensor | None
 
@@ -88,9 +88,14 @@ class QuantLinear(nn.Module):
         _take_weight(self, layer)
         self.input = Quantizer()
 
+    @property
+    def weight(self) -> Tensor:
+        """As floats: hosts look at its type to know what to feed in (transformers' ViT casts its images to it)."""
+        weight: Tensor = torch.ops.featherweight.dequantize(self.weight_int8, self.weight_scale)
+        return weight
+
     def forward(self, x: Tensor) -> Tensor:
-        weight = torch.ops.featherweight.dequantize(self.weight, self.weight_scale)
-        return F.linear(self.input(x), weight, self.bias)
+        return F.linear(self.input(x), self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, int8"
@@ -103,7 +108,7 @@ class QuantConv2d(nn.Module):
     output, OpenVINO would carry the rounding over to the class token beside them: there it must stay float.
     """
 
-    weight: Tensor
+    weight_int8: Tensor
     weight_scale: Tensor
     bias: Tensor | None
 
@@ -116,9 +121,14 @@ class QuantConv2d(nn.Module):
         self.input = Quantizer()
         self.output = Quantizer() if output else nn.Identity()
 
+    @property
+    def weight(self) -> Tensor:
+        """As floats, see `QuantLinear.weight`."""
+        weight: Tensor = torch.ops.featherweight.dequantize(self.weight_int8, self.weight_scale)
+        return weight
+
     def forward(self, x: Tensor) -> Tensor:
-        weight = torch.ops.featherweight.dequantize(self.weight, self.weight_scale)
-        x = F.conv2d(self.input(x), weight, self.bias, self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
+        x = F.conv2d(self.input(x), self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
         result: Tensor = self.output(x)
         return result
 
@@ -128,7 +138,7 @@ class QuantConv2d(nn.Module):
 
 def _take_weight(new: QuantLinear | QuantConv2d, layer: nn.Linear | nn.Conv2d) -> None:
     weight, scale = quantize_weight(layer.weight)
-    new.register_buffer("weight", weight)
+    new.register_buffer("weight_int8", weight)
     new.register_buffer("weight_scale", scale)
     new.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
 
