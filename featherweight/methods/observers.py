@@ -99,8 +99,8 @@ def entropy(seen: Histogram, *, levels: int = 128, steps: int = 64) -> Range:
     """The clipped range whose distribution, rounded to `levels`, is nearest to the original one (KL divergence)."""
     best = (np.inf, minmax(seen))
     values = seen.centers()
-    for share in np.linspace(1 / steps, 1, steps):
-        low, high = seen.low * share, seen.high * share
+    for edge in np.linspace(1 / steps, 1, steps) * max(-seen.low, seen.high):
+        low, high = max(seen.low, -float(edge)), min(seen.high, float(edge))
         inside = (values >= low) & (values <= high)
         if inside.sum() < levels:
             continue
