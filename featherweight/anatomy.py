@@ -113,7 +113,7 @@ class Around(nn.Module):
 
 
 def wrap_blocks(model: nn.Module, make: Callable[[nn.ModuleList], Around]) -> nn.Module:
-    """Put one module in place of the host's own blocks, in this very model; what stands around them already stays outside."""
+    """Put one module in place of the host's own blocks, in this very model; what stands around them stays."""
     path, _ = _innermost(model)
     old = submodule(model, path)
     around = make(nn.ModuleList(list(old.children())))

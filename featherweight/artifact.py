@@ -73,16 +73,30 @@ def load(path: str | Path, base: nn.Module | None = None) -> nn.Module:
     weights = path / WEIGHTS if path.is_dir() else path
     tensors, metadata = checkpoint.read_sealed(weights)
     if "record" not in metadata:
-        raise InputError(weights, "not_an_artifact", "holds weights but no record of the model; was it a training checkpoint?")
+        raise InputError(
+            weights, "not_an_artifact", "holds weights but no record of the model; was it a training checkpoint?"
+        )
     record = Record.from_text(metadata["record"], weights)
     if path.is_dir() and (path / RECORD).read_bytes() != metadata["record"].encode():
-        raise InputError(path / RECORD, "changed", f"does not say what {WEIGHTS} beside it says; restore it, or load the weights file alone")
+        raise InputError(
+            path / RECORD,
+            "changed",
+            f"does not say what {WEIGHTS} beside it says; restore it, or load the weights file alone",
+        )
     if base is None and record.base is None:
-        raise OptionError("base", f"{weights.name} was made from a module of your own; load it with base=, a fresh instance of it")
+        raise OptionError(
+            "base", f"{weights.name} was made from a module of your own; load it with base=, a fresh instance of it"
+        )
     with door(weights, "bad_schema"):
         model = _built(record, base, tensors, weights)
     object.__setattr__(model, _RECORD, record)
     return model.eval()
+
+
+def is_artifact(path: str | Path) -> bool:
+    """Whether a folder with our record, or a weights file of ours by its name, stands at this path."""
+    path = Path(path)
+    return (path / RECORD).is_file() or (path.suffix == ".safetensors" and path.is_file())
 
 
 def record_of(model: nn.Module) -> Record | None:
@@ -90,8 +104,26 @@ def record_of(model: nn.Module) -> Record | None:
     return getattr(model, _RECORD, None)
 
 
+def with_classes(model: nn.Module, count: int) -> nn.Module:
+    """The same untouched model with a new classifier of `count` classes. OptionError for an edited or unknown one."""
+    base = zoo.base_of(model)
+    if base is None or edits_of(model):
+        raise OptionError(
+            "reset_head", "only a model of the table, before any compression, can be given a new classifier"
+        )
+    new = zoo.build({"name": base["name"], "config": {**base["config"], "num_classes": count}})
+    state = new.state_dict()
+    fits = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name in state and state[name].shape == tensor.shape
+    }
+    new.load_state_dict({**state, **fits})
+    return new
+
+
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """A copy of the model with the weights of a plain state dict file (`.safetensors`, `.pt`, `.pth`), names matched exactly."""
+    """A copy of the model with the weights of a plain state dict file (`.safetensors`, `.pt`); names must match."""
     tensors = checkpoint.read(path)
     new = copy.deepcopy(model)
     checkpoint.check(tensors, _state(new), name=path)
@@ -104,7 +136,9 @@ def _state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(model.state_dict().items())}
 
 
-def _built(record: Record, base: nn.Module | None, tensors: Mapping[str, checkpoint.Stored], weights: Path) -> nn.Module:
+def _built(
+    record: Record, base: nn.Module | None, tensors: Mapping[str, checkpoint.Stored], weights: Path
+) -> nn.Module:
     edits = [_edit(edit, weights) for edit in record.edits]
     try:
         if base is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import shutil
@@ -56,6 +57,11 @@ def publish(path: PathLike, data: Buffer | Iterable[Buffer]) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def publish_json(path: PathLike, value: object) -> None:
+    """`publish` for plain data; ValueError for a number JSON has no word for."""
+    publish(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _unfinished(target: Path) -> tuple[Path, BinaryIO]:

@@ -66,6 +66,18 @@ class Latency:
         return asdict(self)
 
 
+class Times(dict[str, Latency]):
+    """What a race found: Latency by name, and any two of its runners compared turn by turn."""
+
+    def __init__(self, latencies: Mapping[str, Latency], turns: Mapping[str, list[list[float]]]) -> None:
+        super().__init__(latencies)
+        self._turns = turns
+
+    def ratio(self, name: str, over: str) -> tuple[float, tuple[float, float]]:
+        """How many times faster `name` is than `over`, with the 95 % interval; for `verdict`."""
+        return _paired(self._turns[name], self._turns[over])
+
+
 def race(
     runnables: Mapping[str, Callable[[], object]],
     *,
@@ -74,7 +86,7 @@ def race(
     warmup: int = 3,
     budget_s: float = 5.0,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Latency]:
+) -> Times:
     """Time the callables in turns within about `budget_s` seconds; `baseline` is the first one unless named.
 
     `repeats` is the largest number of turns each gets; at least six happen whatever the budget: fewer say nothing.
@@ -102,10 +114,13 @@ def race(
     finally:
         if collecting:
             gc.enable()
-    return {
-        name: _latency(name, turns, base, getattr(runnables[name], "conditions", Conditions()), warmup, load)
-        for name in runnables
-    }
+    found = {}
+    for name, run in runnables.items():
+        found[name] = _latency(turns[name], getattr(run, "conditions", Conditions()), warmup, load)
+        if name != base:
+            ratio, interval = _paired(turns[name], turns[base])
+            found[name] = replace(found[name], ratio=ratio, ratio_interval=interval, baseline=base)
+    return Times(found, turns)
 
 
 def _baseline(runnables: Mapping[str, object], baseline: str | None) -> str:
@@ -145,25 +160,19 @@ def _rotated(names: list[str], number: int) -> list[str]:
     return order[::-1] if number % 2 else order
 
 
-def _latency(
-    name: str, turns: Mapping[str, list[list[float]]], base: str, conditions: Conditions, warmup: int, load: float
-) -> Latency:
-    mine = [1000.0 * s for turn in turns[name] for s in turn]
-    ratio, interval = None, None
-    if name != base:
-        ratios = [
-            quantile(b, 0.5) / max(quantile(c, 0.5), 1e-12) for b, c in zip(turns[base], turns[name], strict=True)
-        ]
-        ratio, interval = round(quantile(ratios, 0.5), 4), _rounded(median_interval(ratios))
+def _latency(turns: list[list[float]], conditions: Conditions, warmup: int, load: float) -> Latency:
+    mine = [1000.0 * s for turn in turns for s in turn]
     done = replace(conditions, warmup=warmup, repeats=len(mine), load=load)
     step = max(1, math.ceil(len(mine) / SAMPLES_KEPT))
     p10, p50, p90 = (round(quantile(mine, q), 4) for q in (0.1, 0.5, 0.9))
-    kept = tuple(round(s, 4) for s in mine[::step])
-    return Latency(p50, p10, p90, kept, ratio, interval, "" if name == base else base, done)
+    return Latency(p50, p10, p90, tuple(round(s, 4) for s in mine[::step]), conditions=done)
 
 
-def _rounded(pair: tuple[float, float]) -> tuple[float, float]:
-    return round(pair[0], 4), round(pair[1], 4)
+def _paired(turns: list[list[float]], base: list[list[float]]) -> tuple[float, tuple[float, float]]:
+    """The median over the turns of base / mine, with its interval."""
+    ratios = [quantile(b, 0.5) / max(quantile(c, 0.5), 1e-12) for b, c in zip(base, turns, strict=True)]
+    low, high = median_interval(ratios)
+    return round(quantile(ratios, 0.5), 4), (round(low, 4), round(high, 4))
 
 
 def quantile(values: Sequence[float], q: float) -> float:

@@ -10,7 +10,7 @@ from .surgery import Aside
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training a sample's residual branch is dropped with probability `rate` (Huang 2016, 1603.09382)."""
+    """Stochastic depth: in training a sample's branch is dropped with probability `rate` (Huang 2016, 1603.09382)."""
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
@@ -30,8 +30,8 @@ class DropPath(nn.Module):
 class TwoHeads(nn.Module):
     """Class logits and distillation logits (B, K) -> one tensor (B, K).
 
-    Training returns the class logits and puts the distillation logits aside for the loss; evaluation returns the mean of
-    the two logits (Touvron 2021, 2012.12877).
+    Training returns the class logits and puts the distillation logits aside for the loss; evaluation returns the
+    mean of the two logits (Touvron 2021, 2012.12877).
     """
 
     def __init__(self) -> None:

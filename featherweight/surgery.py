@@ -50,7 +50,7 @@ class Edit:
 
 
 def edit_kind(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Register build(module, **spec) -> module under its own name. It may change the module it gets: `apply` copied it."""
+    """Register build(module, **spec) -> module by its name. It may change the module it gets: `apply` copied it."""
     _KINDS[build.__name__] = build
     return build
 
@@ -69,7 +69,8 @@ def apply(model: M, edits: Iterable[Edit]) -> M:
     for edit in edits:
         if edit.kind not in _KINDS:
             raise OptionError(
-                f"edit at {edit.path!r}", f"no kind {edit.kind!r}; {closest(edit.kind, _KINDS)}Known: {', '.join(known_kinds())}"
+                f"edit at {edit.path!r}",
+                f"no kind {edit.kind!r}; {closest(edit.kind, _KINDS)}Known: {', '.join(known_kinds())}",
             )
         old = submodule(new, edit.path)
         known, training = set(old.modules()), old.training
@@ -122,7 +123,7 @@ def find(model: nn.Module, cls: type[M]) -> M:
 
 
 class Aside:
-    """What a module tells its loss, this step only. Copies and pickles start empty, so it never travels with the model."""
+    """What a module tells its loss, this step only. Copies and pickles start empty: it never travels with the model."""
 
     def __init__(self) -> None:
         object.__setattr__(self, "_items", {})
@@ -186,7 +187,7 @@ def untap(model: M) -> M:
 
 @contextmanager
 def watching(model: nn.Module, path: str) -> Iterator[list[Tensor]]:
-    """While inside, every output of the module at `path` is appended to the list. For teachers, which are not copied."""
+    """While inside, outputs of the module at `path` are appended to the list. For teachers, which are not copied."""
     seen: list[Tensor] = []
     handle = submodule(model, path).register_forward_hook(lambda _module, _args, output: seen.append(output))
     try:

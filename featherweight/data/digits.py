@@ -26,6 +26,11 @@ from PIL import Image
 from featherweight.errors import OptionError, missing_extra
 
 CLASSES = tuple("0123456789")
+CREDITS = (
+    "Handwriting: Optical Recognition of Handwritten Digits, UCI (CC BY 4.0), as packaged by scikit-learn. "
+    "Photographs: those packaged by scikit-learn (CC BY 2.0) and scikit-image (mostly public domain or CC0), "
+    "listed with their authors there."
+)
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}  # of the handwriting, per class
 PHOTOS = {  # a stereo pair is one photograph; pictures that show writing (page, text, clock) are left out
     "train": (

@@ -47,7 +47,7 @@ class DistillationToken(Around):
 
 
 class NormWithToken(nn.Module):
-    """The host's last norm; hands the distillation token (B, C) to the head, since hosts pass only the class token on."""
+    """The host's last norm; hands the distillation token (B, C) to the head, as hosts pass only the class token."""
 
     def __init__(self, norm: nn.Module, letter: Aside, place: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def plan(model: nn.Module) -> list[Edit]:
 
 @dataclass(frozen=True)
 class TokenDistill(Method):
-    """(1 - alpha) * task(class logits) + alpha * distance(distillation logits, teacher); `hard` by default, as the paper."""
+    """(1 - alpha) * task(class logits) + alpha * distance(distillation logits, teacher); `hard` is the paper's."""
 
     teacher: nn.Module
     alpha: float = 0.5

@@ -22,7 +22,10 @@ Distance = Callable[[Tensor, Tensor, float], Tensor]
 def kl(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """T^2 * KL(teacher || student) at temperature T, mean over the batch."""
     target = F.log_softmax(teacher.float() / temperature, dim=-1)
-    return F.kl_div(F.log_softmax(logits.float() / temperature, dim=-1), target, reduction="batchmean", log_target=True) * temperature**2
+    return (
+        F.kl_div(F.log_softmax(logits.float() / temperature, dim=-1), target, reduction="batchmean", log_target=True)
+        * temperature**2
+    )
 
 
 def kl_per_class(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DynamicViT (Rao 2021, 2106.02034): small predictors drop the tokens that matter least, stage by stage, image by image.
+"""DynamicViT (Rao 2021, 2106.02034): predictors drop the tokens that matter least, stage by stage, image by image.
 
-Works on every described transformer (`anatomy`). Training drops nothing: decisions are sampled (Gumbel-softmax, straight
-through) and dropped tokens are masked out of the attention as keys. Evaluation keeps the same number of tokens of every
+Works on every described transformer (`anatomy`). Training drops nothing: decisions are sampled (Gumbel-softmax,
+straight through) and dropped tokens are masked out of the attention as keys. Evaluation keeps as many tokens of every
 image (top-k, in the order of their places) and gathers them, so that later blocks really are smaller, and it exports.
 
 The mask is added to the scores as log(keep): equal to the official masked softmax but for its two 1e-6 terms. Not here:
@@ -53,9 +53,11 @@ class Predictor(nn.Module):
 
 
 class SparseBlocks(Around):
-    """Runs the host's blocks on fewer and fewer tokens. `keep`: (before which block, share of the first count) pairs."""
+    """Runs the host's blocks on fewer and fewer tokens. `keep`: pairs (before which block, share of all tokens)."""
 
-    def __init__(self, blocks: nn.ModuleList, anatomy: Anatomy, keep: Sequence[tuple[int, float]], dim: int, prefix: int) -> None:
+    def __init__(
+        self, blocks: nn.ModuleList, anatomy: Anatomy, keep: Sequence[tuple[int, float]], dim: int, prefix: int
+    ) -> None:
         super().__init__()
         self.blocks = blocks
         self.score_predictor = nn.ModuleList([Predictor(dim) for _ in keep])
@@ -101,12 +103,12 @@ class SparseBlocks(Around):
                 seen.append(places)
             x = self.anatomy.run(block, x, None)
         if self.recording:
-            self.aside.places = seen
+            self.aside.places, self.aside.count = seen, first
         return x
 
 
 def attention_mask(kept: Tensor, prefix: int) -> Tensor:
-    """Keep decisions (B, N, 1) -> additive mask (B, 1, P + N, P + N): log(keep) for each key, 0 for a token to itself."""
+    """Decisions (B, N, 1) -> additive mask (B, 1, P + N, P + N): log(keep) for a key, 0 for a token to itself."""
     keep = torch.cat([kept.new_ones(kept.shape[0], prefix, 1), kept], dim=1)[..., 0]  # (B, P + N)
     n = keep.shape[1]
     itself = torch.eye(n, dtype=keep.dtype, device=keep.device)
@@ -124,7 +126,7 @@ def sparse_tokens(model: nn.Module, keep: Sequence[tuple[int, float]]) -> nn.Mod
 
 
 def stages(keep: float | Mapping[int, float], at: Sequence[int] | None, depth: int) -> dict[int, float]:
-    """{before which block: share of the first count that stays}. A single rate r becomes r, r^2, r^3 at the places `at`.
+    """{before which block: share of the first count that stays}. A single rate r becomes r, r^2, r^3 at `at`.
 
     Places default to a quarter, a half and three quarters of the depth, the paper's choice.
     """
@@ -159,7 +161,7 @@ def plan(model: nn.Module, *, keep: float | Mapping[int, float] = 0.7, at: Seque
 
 @dataclass(frozen=True)
 class DynamicViT(Method):
-    """Adds to the task: ratio_weight * ratio loss + distill_weight * KL + token_weight * squared difference of kept tokens.
+    """Adds ratio_weight * ratio loss + distill_weight * KL + token_weight * squared difference of kept tokens.
 
     `teacher` is the un-sparsified model of the same family; without one only the ratio loss is added.
     """
@@ -180,15 +182,18 @@ class DynamicViT(Method):
         sparse = find(run.model, SparseBlocks)
         decisions = sparse.aside.take("decisions")
         shares = [share for _, share in sparse.keep]
-        ratio = sum((d.float().mean(dim=(1, 2)) - share).square().mean() for d, share in zip(decisions, shares, strict=True))
+        ratio = sum(
+            (d.float().mean(dim=(1, 2)) - share).square().mean() for d, share in zip(decisions, shares, strict=True)
+        )
         terms = {**terms, "ratio": self.ratio_weight * ratio / len(shares)}  # type: ignore[operator]
         if self.teacher is None:
             return terms
         with watching(self.teacher, anatomy_of(self.teacher).norm) as seen:
             answer = run.call(self.teacher)
-        tokens = submodule(run.model, anatomy_of(run.model).norm).aside.take("output")[:, sparse.prefix :]  # type: ignore[union-attr]
+        normed: Aside = submodule(run.model, anatomy_of(run.model).norm).aside  # type: ignore[assignment]
+        tokens = normed.take("output")[:, sparse.prefix :]
         distance = token_distance(tokens, seen[-1][:, prefix_of(self.teacher) :], decisions[-1])
-        return {**terms, "distill": self.distill_weight * kl(run.output, answer), "tokens": self.token_weight * distance}
+        return {**terms, "kl": self.distill_weight * kl(run.output, answer), "tokens": self.token_weight * distance}
 
     def finish(self, model: nn.Module) -> nn.Module:
         return untap(model)
@@ -197,7 +202,9 @@ class DynamicViT(Method):
 def token_distance(tokens: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
     """Mean squared difference over kept tokens and channels of (B, N, C); 0 if nothing is kept."""
     if tokens.shape != teacher.shape:
-        raise ValueError(f"the teacher's tokens are {tuple(teacher.shape)}, the student's {tuple(tokens.shape)}: token_weight needs the same family")
+        raise ValueError(
+            f"the teacher's tokens are {tuple(teacher.shape)}, the student's {tuple(tokens.shape)}; give one alike"
+        )
     kept = (kept > 0.5).float()
     difference = (tokens.float() - teacher.float()).square().mean(dim=-1, keepdim=True)
     return (difference * kept).sum() / kept.sum().clamp(min=1.0)
@@ -205,7 +212,7 @@ def token_distance(tokens: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
 
 @contextmanager
 def recording(model: nn.Module) -> Iterator[SparseBlocks]:
-    """While inside, each evaluation puts `aside.places` on the yielded module: kept positions (B, n) for every stage."""
+    """While inside, each evaluation puts the kept positions (B, n) of every stage in the module's `aside.places`."""
     sparse = find(model, SparseBlocks)
     sparse.recording = True
     try:

@@ -60,12 +60,16 @@ class ResNet(nn.Module):
         super().__init__()
         self.config = config
         large = config.stem == "imagenet"
-        self.conv1 = nn.Conv2d(config.in_chans, config.widths[0], 7 if large else 3, 2 if large else 1, 3 if large else 1, bias=False)
+        self.conv1 = nn.Conv2d(
+            config.in_chans, config.widths[0], 7 if large else 3, 2 if large else 1, 3 if large else 1, bias=False
+        )
         self.bn1 = nn.BatchNorm2d(config.widths[0])
         self.maxpool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
         channels = config.widths[0]
         for stage, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
-            blocks = [BasicBlock(channels if i == 0 else width, width, 2 if i == 0 and stage else 1) for i in range(depth)]
+            blocks = [
+                BasicBlock(channels if i == 0 else width, width, 2 if i == 0 and stage else 1) for i in range(depth)
+            ]
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
             channels = width
         self.fc = nn.Linear(channels, config.num_classes)
@@ -79,7 +83,7 @@ class ResNet(nn.Module):
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        """He initialization of the convolutions; the second norm of a block starts at 0, so a block starts as identity."""
+        """He initialization; the second norm of a block starts at 0, so that the block starts as the identity."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

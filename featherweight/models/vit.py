@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,9 @@ class ViTConfig:
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     norm_eps: float = 1e-6  # DeiT's, not PyTorch's 1e-5
+    stem: str = "patch"  # one convolution per patch; "conv": 3x3 convolutions of stride 2 up to the patch size
     distilled: bool = False  # a distillation token after the class token, and a second head
+    init: str = "deit"  # linear layers: normal 0.02; "xavier": learns much sooner where embed_dim is small
     position: str = "learned"  # or "sinusoidal": fixed, 2-D
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0  # of the last block; the others on a line from 0
@@ -44,6 +47,12 @@ class ViTConfig:
             raise OptionError("num_heads", f"{self.num_heads} does not divide embed_dim {self.embed_dim}")
         if self.position not in ("learned", "sinusoidal"):
             raise OptionError("position", f"{self.position!r} is not one of learned, sinusoidal")
+        if self.init not in ("deit", "xavier"):
+            raise OptionError("init", f"{self.init!r} is not one of deit, xavier")
+        if self.stem not in ("patch", "conv"):
+            raise OptionError("stem", f"{self.stem!r} is not one of patch, conv")
+        if self.stem == "conv" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
+            raise OptionError("stem", f"conv needs a patch_size that is a power of 2, not {self.patch_size}")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -55,10 +64,28 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(config.in_chans, config.embed_dim, config.patch_size, stride=config.patch_size)
+        patch, dim = config.patch_size, config.embed_dim
+        self.stem: nn.Module | None = None
+        if config.stem == "conv":
+            self.stem = conv_stem(config.in_chans, dim, halvings=patch.bit_length() - 1)
+        self.proj = nn.Conv2d(dim, dim, 1) if self.stem else nn.Conv2d(config.in_chans, dim, patch, stride=patch)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.stem is not None:
+            x = self.stem(x)
         return self.proj(x).flatten(2).transpose(1, 2)
+
+
+def conv_stem(in_chans: int, dim: int, *, halvings: int) -> nn.Sequential:
+    """3x3 convolutions of stride 2, widths doubling to `dim`: learns sooner than one per patch (Xiao 2021, 2106.14881).
+
+    Without the paper's batch norm, so that nothing waits to be folded away.
+    """
+    widths = [in_chans, *(max(8, dim >> (halvings - 1 - i)) for i in range(halvings))]
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.ReLU()]
+    return nn.Sequential(*layers)
 
 
 class Attention(nn.Module):
@@ -127,8 +154,8 @@ class VisionTransformer(nn.Module):
         else:
             self.register_buffer("pos_embed", sinusoidal(config.grid, dim, self.num_prefix_tokens), persistent=False)
         self.pos_drop = nn.Dropout(config.drop_rate)
-        rates = torch.linspace(0, config.drop_path_rate, config.depth).tolist()
-        self.blocks = nn.ModuleList([Block(config, rate) for rate in rates])
+        last = max(1, config.depth - 1)
+        self.blocks = nn.ModuleList([Block(config, config.drop_path_rate * i / last) for i in range(config.depth)])
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.head = nn.Linear(dim, config.num_classes)
         if config.distilled:
@@ -151,10 +178,13 @@ class VisionTransformer(nn.Module):
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        """Linear, tokens and positions: normal 0.02 cut at 2; biases 0; the patch convolution keeps PyTorch's default."""
+        """Linear, tokens, positions: normal 0.02 cut at 2; biases 0; the patch convolution keeps PyTorch's default."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                if self.config.init == "xavier":
+                    nn.init.xavier_uniform_(module.weight)
+                else:
+                    nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for name, parameter in self.named_parameters(recurse=False):
@@ -163,7 +193,7 @@ class VisionTransformer(nn.Module):
 
 
 def sinusoidal(grid: tuple[int, int], dim: int, prefix: int) -> Tensor:
-    """Fixed 2-D position encoding (1, prefix + N, C): a quarter of the channels each for sine and cosine of row and column.
+    """Fixed 2-D positions (1, prefix + N, C): a quarter of the channels each for sine and cosine of row and column.
 
     Prefix tokens get zeros. Raises OptionError where 4 does not divide `dim`.
     """

@@ -2,7 +2,7 @@
 """name -> model: the table of what `create` can build, and of what a file may ask for.
 
 A base is {"name": family, "config": {...}}: enough to build the untouched model again. Names are keys of a fixed table,
-numbers are bounded, nothing is imported because a file says so. `timm:NAME` builds one of timm's, where it is installed.
+numbers are bounded, nothing is imported because a file says so. `timm:NAME` builds one of timm's, where installed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,31 @@ from ..errors import OptionError, closest, missing_extra
 from ..runtime.preprocess import Preprocess
 from . import resnet, vit
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET = Preprocess(crop_pct=0.875, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 FAMILIES: dict[str, tuple[Callable[[Any], nn.Module], type]] = {
     "vit": (vit.VisionTransformer, vit.ViTConfig),
     "resnet": (resnet.ResNet, resnet.ResNetConfig),
 }
-LIMITS = {"depth": 1000, "depths": 1000, "num_classes": 1_000_000, "patch_size": 1024, "image_size": 16384, "mlp_ratio": 64.0}
+LIMITS = {
+    "depth": 1000,
+    "depths": 1000,
+    "num_classes": 1_000_000,
+    "patch_size": 1024,
+    "image_size": 16384,
+    "mlp_ratio": 64.0,
+}
 WIDEST = 65536  # any number of a config that has no limit of its own
-TIMM_KEYS = {"num_classes", "img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "in_chans", "drop_path_rate"}
+TIMM_KEYS = {
+    "num_classes",
+    "img_size",
+    "patch_size",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "mlp_ratio",
+    "in_chans",
+    "drop_path_rate",
+}
 _BASE = "_featherweight_base"
 
 
@@ -50,7 +67,7 @@ def _deit(size: str, dim: int, heads: int, image: int, distilled: bool, top1: fl
     return Entry(
         "vit",
         {"embed_dim": dim, "num_heads": heads, "image_size": (image, image), "distilled": distilled},
-        Preprocess(size=(image, image), crop_pct=0.875, **IMAGENET),
+        replace(IMAGENET, size=(image, image)),
         "DeiT, distillation token" if distilled else "DeiT",
         top1,
         "Touvron 2021, the DeiT repository's table",
@@ -74,7 +91,16 @@ ZOO: dict[str, Entry] = {
 } | {
     "vit_digits": Entry(
         "vit",
-        {"image_size": (48, 48), "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 3, "num_classes": 10},
+        {
+            "image_size": (48, 48),
+            "patch_size": 4,
+            "embed_dim": 96,
+            "depth": 6,
+            "num_heads": 3,
+            "stem": "conv",
+            "init": "xavier",
+            "num_classes": 10,
+        },
         _SMALL,
         "the demo's student: 144 tokens",
         shipped=True,
@@ -86,9 +112,21 @@ ZOO: dict[str, Entry] = {
         "the demo's teacher",
         shipped=True,
     ),
-    "resnet18": Entry("resnet", {}, Preprocess(crop_pct=0.875, interpolation="bilinear", **IMAGENET), "as torchvision's", 69.8, "torchvision's table"),
+    "resnet18": Entry(
+        "resnet",
+        {},
+        replace(IMAGENET, interpolation="bilinear"),
+        "as torchvision's",
+        69.8,
+        "torchvision's table",
+    ),
     "resnet34": Entry(
-        "resnet", {"depths": (3, 4, 6, 3)}, Preprocess(crop_pct=0.875, interpolation="bilinear", **IMAGENET), "as torchvision's", 73.3, "torchvision's table"
+        "resnet",
+        {"depths": (3, 4, 6, 3)},
+        replace(IMAGENET, interpolation="bilinear"),
+        "as torchvision's",
+        73.3,
+        "torchvision's table",
     ),
 }
 _ALIASES = {alias: name for name, entry in ZOO.items() for alias in entry.aliases}
@@ -108,7 +146,7 @@ def entry(name: str) -> Entry:
 
 
 def create(name: str, **config: Any) -> nn.Module:
-    """The named model with random weights; `config` overrides fields of its configuration (`num_classes`, `image_size` ...)."""
+    """The named model with random weights; `config` overrides fields of its configuration (`num_classes`, ...)."""
     if name.startswith("timm:"):
         return build({"name": name, "config": {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}})
     line = entry(name)
@@ -122,7 +160,9 @@ def build(base: Mapping[str, Any]) -> nn.Module:
         model = _timm(name.removeprefix("timm:"), config)
     else:
         if name not in FAMILIES:
-            raise OptionError("base.name", f"no family {name!r}; {closest(name, FAMILIES)}Known: {', '.join(FAMILIES)}, timm:NAME")
+            raise OptionError(
+                "base.name", f"no family {name!r}; {closest(name, FAMILIES)}Known: {', '.join(FAMILIES)}, timm:NAME"
+            )
         make, fields = FAMILIES[name]
         _check(config, fields, name)
         model = make(fields(**config))
@@ -136,10 +176,39 @@ def base_of(model: nn.Module) -> dict[str, Any] | None:
     return getattr(model, _BASE, None)
 
 
+def preprocess_of(name: str, model: nn.Module | None = None, config: Mapping[str, Any] | None = None) -> Preprocess:
+    """How this model's pictures are prepared: the table's line, timm's own data, or ImageNet's at the model's size."""
+    if name.startswith("timm:"):
+        return _timm_preprocess(model if model is not None else create(name, **(config or {})))
+    if _ALIASES.get(name, name) in ZOO:
+        found = entry(name).preprocess
+        size = (config or {}).get("image_size")
+        return found if size is None else replace(found, size=tuple(size))
+    own: Any = getattr(getattr(model, "config", None), "image_size", (224, 224))
+    return replace(IMAGENET, size=(own, own) if isinstance(own, int) else tuple(own))
+
+
+def _timm_preprocess(model: nn.Module) -> Preprocess:
+    import timm.data
+
+    found = timm.data.resolve_model_data_config(model)
+    kernel = found["interpolation"] if found["interpolation"] in ("bicubic", "bilinear") else "bicubic"
+    return Preprocess(
+        size=tuple(found["input_size"][1:]),
+        crop_pct=found["crop_pct"],
+        interpolation=kernel,
+        mean=tuple(found["mean"]),
+        std=tuple(found["std"]),
+    )
+
+
 def shipped_weights(name: str) -> Path:
     """The file with our own weights of this model."""
     if not entry(name).shipped:
-        raise OptionError("weights", f"none come with the package for {name!r}, only for {', '.join(n for n, e in ZOO.items() if e.shipped)}")
+        raise OptionError(
+            "weights",
+            f"none come with the package for {name!r}, only for {', '.join(n for n, e in ZOO.items() if e.shipped)}",
+        )
     with as_file(files("featherweight") / "weights" / f"{_ALIASES.get(name, name)}.safetensors") as path:
         return path
 
@@ -148,7 +217,9 @@ def _check(config: Mapping[str, Any], fields: type, family: str) -> None:
     known_fields = {field.name: field for field in dataclasses.fields(fields)}
     for key, value in config.items():
         if key not in known_fields:
-            raise OptionError(f"{family}.{key}", f"no such field; {closest(key, known_fields)}Known: {', '.join(known_fields)}")
+            raise OptionError(
+                f"{family}.{key}", f"no such field; {closest(key, known_fields)}Known: {', '.join(known_fields)}"
+            )
         default = known_fields[key].default
         _check_value(f"{family}.{key}", key, value, default)
 
@@ -179,8 +250,15 @@ def _timm(name: str, config: Mapping[str, Any]) -> nn.Module:
         raise OptionError("model", f"'timm:{name}' is not a name of timm's: letters, digits, _ and one dot")
     for key, value in config.items():
         if key not in TIMM_KEYS:
-            raise OptionError(f"timm:{name}.{key}", f"no such field; {closest(key, TIMM_KEYS)}Known: {', '.join(sorted(TIMM_KEYS))}")
-        _check_value(f"timm:{name}.{key}", key, value, 1.0 if key in ("mlp_ratio", "drop_path_rate") else value if isinstance(value, (list, tuple)) else 1)
+            raise OptionError(
+                f"timm:{name}.{key}", f"no such field; {closest(key, TIMM_KEYS)}Known: {', '.join(sorted(TIMM_KEYS))}"
+            )
+        _check_value(
+            f"timm:{name}.{key}",
+            key,
+            value,
+            1.0 if key in ("mlp_ratio", "drop_path_rate") else value if isinstance(value, (list, tuple)) else 1,
+        )
     try:
         import timm
     except ImportError:

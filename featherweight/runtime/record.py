@@ -26,7 +26,7 @@ _KEYS = {"format", "base", "edits", "task", "classes", "preprocess", "note"}
 
 @dataclass(frozen=True)
 class Record:
-    """Everything but the weights. `base` is {"name", "config"} of a known family, or None for a module of the user's."""
+    """Everything but the weights. `base` is {"name", "config"} of a known family; None for a user's own module."""
 
     base: Mapping[str, Any] | None = None
     edits: tuple[Mapping[str, Any], ...] = ()
@@ -55,10 +55,14 @@ class Record:
         if not isinstance(data, dict) or "format" not in data:
             raise InputError(name, "not_an_artifact", "is not the description of a model of ours: it has no 'format'")
         if data["format"] != FORMAT or isinstance(data["format"], bool):
-            raise InputError(name, "version", f"has format {data['format']!r}; this version reads {FORMAT}: update featherweight")
+            raise InputError(
+                name, "version", f"has format {data['format']!r}; this version reads {FORMAT}: update featherweight"
+            )
         if set(data) != _KEYS:
             odd = sorted(set(data) ^ _KEYS)
-            raise InputError(name, "bad_schema", f"must have exactly the keys {', '.join(sorted(_KEYS))}; look at {odd[:5]}")
+            raise InputError(
+                name, "bad_schema", f"must have exactly the keys {', '.join(sorted(_KEYS))}; look at {odd[:5]}"
+            )
         _check_kinds(data, name)
         try:
             preprocess = None if data["preprocess"] is None else Preprocess.from_dict(data["preprocess"])
@@ -69,7 +73,12 @@ class Record:
 
 def _check_kinds(data: Mapping[str, Any], name: object) -> None:
     base = data["base"]
-    if base is not None and not (isinstance(base, dict) and set(base) == {"name", "config"} and isinstance(base["name"], str) and isinstance(base["config"], dict)):
+    if base is not None and not (
+        isinstance(base, dict)
+        and set(base) == {"name", "config"}
+        and isinstance(base["name"], str)
+        and isinstance(base["config"], dict)
+    ):
         raise InputError(name, "bad_schema", "'base' must be null or an object with a name and a config")
     if not isinstance(data["edits"], list) or len(data["edits"]) > EDITS_LIMIT:
         raise InputError(name, "bad_schema", f"'edits' must be a list of at most {EDITS_LIMIT}")

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps a recipe is made of: functions Work -> Work, whose keyword options are the keys of the YAML.
+
+A step changes nothing it was given. What is costly is done once: `Work.once` keeps the result in the step's numbered
+folder under a key of everything it depends on, and finds it there when the recipe runs again.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import nn
+
+from . import artifact
+from .anatomy import anatomy_of
+from .binding import Ratio, Within
+from .data import Batches
+from .data.transforms import Augment
+from .errors import OptionError
+from .methods import prune as pruning
+from .methods.deit import TokenDistill
+from .methods.distill import DISTANCES, Distill
+from .methods.dynamicvit import DynamicViT
+from .methods.quantize import quantize as to_int8
+from .models import zoo
+from .optim import adamw, cosine, sgd
+from .recipe import Count, Epochs, ModelSpec, Rate, Train
+from .surgery import edits_of
+from .train import Method, fit
+from .work import Log, Work, finished_stage
+
+
+def teacher(work: Work, *, epochs: Epochs | None = None, images: Count | None = None, lr: Rate | None = None) -> Work:
+    """The model that teaches: as `teacher:` of the recipe names it; trained here if it comes without weights."""
+    spec = work.recipe.teacher
+    if spec is None:
+        raise OptionError(
+            "teacher", "the recipe has a step `teacher` but does not say which: add `teacher: resnet_digits`, say"
+        )
+    model = start(spec, work)
+    if spec.weights is None and not _is_folder(spec):
+        model = work.once("model", lambda: trained(work, model, (), epochs, images, lr))
+    return finished_stage(dataclasses.replace(work, teacher=model.eval()), "teacher", model, stays=False)
+
+
+def baseline(work: Work, *, epochs: Epochs | None = None, images: Count | None = None, lr: Rate | None = None) -> Work:
+    """The model as it is, trained plainly: what everything after is compared with."""
+    origin = start(_model(work), work)
+    model = work.once("model", lambda: trained(work, origin, (), epochs, images, lr))
+    return finished_stage(dataclasses.replace(work, origin=origin), "baseline", model)
+
+
+def train(work: Work, *, epochs: Epochs | None = None, images: Count | None = None, lr: Rate | None = None) -> Work:
+    """Train the model on, with whatever methods earlier steps brought along."""
+    origin = work.model if work.model is not None else start(_model(work), work)
+    model = work.once("model", lambda: trained(work, origin, work.methods, epochs, images, lr))
+    return finished_stage(dataclasses.replace(work, origin=work.origin or origin), "trained", model)
+
+
+def load(work: Work) -> Work:
+    """The model with the weights it comes with, untrained here: the start of a compression."""
+    model = start(_model(work), work)
+    return finished_stage(dataclasses.replace(work, origin=model), "baseline", model.eval())
+
+
+def distill(
+    work: Work,
+    *,
+    how: Literal["token", "logits"] = "token",
+    distance: Literal["hard", "soft", "soft_per_class", "mse"] = "hard",
+    alpha: Ratio = 0.5,
+    temperature: Annotated[float, Within(0.0, 1000.0, open_low=True)] = 1.0,
+    restart: bool = True,
+    epochs: Epochs | None = None,
+    images: Count | None = None,
+    lr: Rate | None = None,
+) -> Work:
+    """The same model taught by the teacher; with `restart` from where the baseline began, same schedule and seed."""
+    if work.teacher is None:
+        raise OptionError("distill", "there is no teacher yet: put a step `teacher` before it")
+    kind = TokenDistill if how == "token" else Distill
+    method = kind(work.teacher, alpha=alpha, temperature=temperature, distance=DISTANCES[distance])
+    begin = work.origin if restart and work.origin is not None else current(work)
+    model = work.once("model", lambda: trained(work, begin, (method,), epochs, images, lr))
+    return finished_stage(dataclasses.replace(work, methods=(*work.methods, method)), f"{distance} distillation", model)
+
+
+def tokens(
+    work: Work,
+    *,
+    keep: Annotated[float, Within(0.0, 1.0, open_low=True)] = 0.7,
+    at: Sequence[int] | None = None,
+    ratio_weight: Annotated[float, Within(0.0, 1e6)] = 2.0,
+    distill_weight: Annotated[float, Within(0.0, 1e6)] = 0.5,
+    token_weight: Annotated[float, Within(0.0, 1e6)] = 0.5,
+    epochs: Epochs | None = None,
+    images: Count | None = None,
+    lr: Rate | None = None,
+) -> Work:
+    """Drop tokens (DynamicViT), with the model as it was as the teacher."""
+    before = current(work)
+    weights = {"ratio_weight": ratio_weight, "distill_weight": distill_weight, "token_weight": token_weight}
+    method = DynamicViT(copy.deepcopy(before).eval(), keep=keep, at=tuple(at) if at else None, **weights)
+    methods = (*work.methods, method)
+    model = work.once("model", lambda: trained(work, before, methods, epochs, images, lr))
+    return finished_stage(dataclasses.replace(work, methods=methods), f"tokens (keep {keep:g})", model)
+
+
+def prune(
+    work: Work,
+    *,
+    mlp: Ratio = 0.3,
+    heads: Ratio = 0.3,
+    importance: Literal["l1", "l2", "taylor"] = "taylor",
+    round_to: Annotated[int, Within(1, 1024)] = 8,
+    uniform: bool = True,
+    samples: Count = 256,
+    epochs: Epochs | None = None,
+    images: Count | None = None,
+    lr: Rate | None = None,
+) -> Work:
+    """Cut neurons of the MLPs and whole heads out, then fine-tune with the teachers at hand."""
+    before = current(work)
+
+    def make() -> nn.Module:
+        seen = work.batches("train", limit=samples, augment=False)
+        options = {"mlp": mlp, "heads": heads, "importance": importance, "round_to": round_to, "uniform": uniform}
+        small = pruning.prune(before, batches=list(seen.epoch(0)), task=work.task, **options)
+        return trained(work, small, work.methods or (Distill(copy.deepcopy(before).eval()),), epochs, images, lr)
+
+    return finished_stage(work, f"prune (MLP {mlp:.0%}, heads {heads:.0%})", work.once("model", make))
+
+
+def quantize(
+    work: Work,
+    *,
+    bits: Literal[8] = 8,
+    observer: Literal["minmax", "percentile", "mse", "entropy"] = "mse",
+    calibration_images: Count = 128,
+    skip: Sequence[str] = (),
+) -> Work:
+    """Weights and activations in 8 bits, calibrated on training images, which the validation part never is."""
+    before = current(work)
+
+    def make() -> nn.Module:
+        seen = work.batches("train", limit=calibration_images, augment=False)
+        options: dict[str, Any] = {"bits": bits, "observer": observer, "calibration_images": calibration_images}
+        return to_int8(before, seen.epoch(0), work.task, skip=tuple(skip), **options)
+
+    return finished_stage(work, "int8", work.once("model", make))
+
+
+def export(
+    work: Work, *, formats: Sequence[Literal["onnx", "openvino"]] = ("onnx", "openvino"), images: Count = 128
+) -> Work:
+    """The files a runtime loads, each checked against the model on real images; a failed check fails the run."""
+    from .deploy import export_model
+
+    return export_model(work, formats=tuple(formats), images=images)
+
+
+def measure(
+    work: Work,
+    *,
+    batch: Sequence[Annotated[int, Within(1, 4096)]] = (1, 32),
+    repeats: Annotated[int, Within(6, 100_000)] = 60,
+    budget_s: Annotated[float, Within(0.1, 86_400.0)] = 4.0,
+    part: Literal["val", "test"] = "test",
+) -> Work:
+    """Every stage: accuracy, parameters, MACs, bytes, latency in torch, ONNX Runtime and OpenVINO, raced in turns."""
+    from .deploy import measure_stages
+
+    return measure_stages(work, batch=tuple(batch), repeats=repeats, budget_s=budget_s, part=part)
+
+
+def report(work: Work, *, samples: Annotated[int, Within(0, 64)] = 8) -> Work:
+    """The page, and the same numbers for programs."""
+    from .story import write_report
+
+    return write_report(work, samples=samples)
+
+
+STEPS: dict[str, Callable[..., Work]] = {
+    step.__name__: step
+    for step in (teacher, baseline, load, train, distill, tokens, prune, quantize, export, measure, report)
+}
+
+
+def current(work: Work) -> nn.Module:
+    """The model so far; an error says which step is missing before."""
+    if work.model is None:
+        raise OptionError(
+            work.step or "steps", "there is no model yet: put a step `baseline`, `load` or `train` before it"
+        )
+    return work.model
+
+
+def _model(work: Work) -> ModelSpec:
+    if work.recipe.model is None:
+        raise OptionError(
+            "model",
+            f"the recipe names none; add `model: vit_digits`. Known: {', '.join(zoo.known())}, timm:NAME, a folder",
+        )
+    return work.recipe.model
+
+
+def _is_folder(spec: ModelSpec) -> bool:
+    return artifact.is_artifact(spec.name)
+
+
+def start(spec: ModelSpec, work: Work) -> nn.Module:
+    """The model a spec names, with as many classes as the data."""
+    given = work.given.get(spec.name)
+    if given is not None:
+        return copy.deepcopy(given)
+    if _is_folder(spec):
+        model = artifact.load(spec.name)
+    elif spec.weights == "shipped":
+        model = artifact.load(zoo.shipped_weights(spec.name))
+    else:
+        torch.manual_seed(work.recipe.seed)
+        model = zoo.create(spec.name, **{"num_classes": len(work.data.classes), **spec.config})
+        if spec.weights is not None:
+            model = artifact.load_weights(model, spec.weights)
+    return _check_classes(model, spec, work)
+
+
+def _check_classes(model: nn.Module, spec: ModelSpec, work: Work) -> nn.Module:
+    """The model if it knows the data's classes; with `reset_head` a new classifier takes the place of another one."""
+    record = artifact.record_of(model)
+    names, wanted = record.classes if record else (), work.data.classes
+    if not names or names == wanted:
+        return model
+    if spec.reset_head:
+        torch.manual_seed(work.recipe.seed)
+        return artifact.with_classes(model, len(wanted))
+    shown = [f"{len(some)} ({', '.join(some[:4])}{' ...' if len(some) > 4 else ''})" for some in (names, wanted)]
+    raise OptionError(
+        "data", f"{spec.name} knows the classes {shown[0]}, the data has {shown[1]}; reset_head trains a new classifier"
+    )
+
+
+def trained(
+    work: Work, model: nn.Module, methods: Sequence[Method], epochs: int | None, images: int | None, lr: float | None
+) -> nn.Module:
+    """`fit` with the recipe's options; it goes on from the step's checkpoint where one is."""
+    plan: Train = work.recipe.train
+    given: Mapping[str, Any] = {"epochs": epochs, "images": images, "lr": lr}
+    plan = dataclasses.replace(plan, **{key: value for key, value in given.items() if value is not None})
+    optimizer = (
+        adamw(plan.lr, weight_decay=plan.weight_decay)
+        if plan.optimizer == "adamw"
+        else sgd(plan.lr, weight_decay=plan.weight_decay)
+    )
+    seen = work.batches("train", limit=plan.images, augment=Augment(**plan.augment) if plan.augment else None)
+    judge = work.batches("val", limit=plan.validate_images)
+    work.tell(
+        {"event": "train", "epochs": plan.epochs, "steps": seen.steps_per_epoch, "images": seen.samples_per_epoch}
+    )
+    return fit(
+        model,
+        seen,
+        work.task,
+        methods=tuple(methods),
+        optimizer=optimizer,
+        schedule=cosine(warmup=plan.warmup, min_ratio=plan.min_ratio),
+        epochs=plan.epochs,
+        ema=plan.ema,
+        clip=plan.clip,
+        precision=plan.precision,
+        seed=work.recipe.seed,
+        log=Log(work),
+        checkpoint=work.place / "checkpoints",
+        validate=lambda m: work.task.evaluate(m, judge.epoch(0)),
+    )
+
+
+def describes(model: nn.Module) -> bool:
+    """Whether the methods for transformers know this model's parts."""
+    try:
+        anatomy_of(model)
+    except TypeError:
+        return False
+    return True
+
+
+__all__ = ["STEPS", "Batches", "current", "describes", "edits_of", "start", "trained"]

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the results of a run to the page a person looks at: stages, pictures, curves, what was kept of each image."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from . import measure, page, recipe, tables
+from . import report as reports
+from .data.digits import CREDITS
+from .deploy import EAGER, RUNTIMES
+from .doors import json as strict_json
+from .errors import OptionError
+from .measure import Measurement
+from .methods.dynamicvit import SparseBlocks, recording
+from .report import Export, Kept, Report, Sample, TokenView
+from .surgery import all_of
+from .work import Work
+
+VIEWED_STAGES = 3
+
+
+def write_report(work: Work, *, samples: int) -> Work:
+    """report.html, .json, .md and the plots in the run's folder; the table on the screen."""
+    found = work.results.get("measure")
+    if found is None:
+        raise OptionError("report", "there is nothing to report yet: put a step `measure` before it")
+    rows = found["rows"]
+    last = max(i for i, stage in enumerate(work.stages) if stage.kept)
+    base, small = (np.array(rows[i]["predictions"][RUNTIMES[0]]) for i in (0, last))
+    labels, classes = np.array(found["labels"]), work.data.classes
+    example = next(iter(work.batches("val", size=1, limit=1).epoch(0)))["image"]
+    final = work.stages[last]
+    page_of = Report(
+        title=f"{work.recipe.name}: {work.stages[0].title} to {final.title}",
+        command=f"featherweight run {work.folder / 'config.yaml'}",
+        data=_data(work, found["part"]),
+        model=_model(work, rows[0]),
+        stages=_stages(work, rows),
+        curves=_curves(work),
+        classes=classes,
+        confusion_base=_confusion(base, labels, len(classes)),
+        confusion_small=_confusion(small, labels, len(classes)),
+        samples=_samples(work, found, (base, small, labels), rows[last]["confidence"], samples),
+        tokens=_views(work, found["part"], samples),
+        layers=tuple(dataclasses.asdict(layer) for layer in measure.layers(final.model, example)),
+        exports=tuple(_export(item) for item in work.results.get("exports", ())),
+        environment=strict_json.read(work.folder / "env.json"),
+        recipe=yaml.safe_dump(recipe.plain(work.recipe), sort_keys=False, allow_unicode=True),
+        fingerprint=work.data.fingerprint,
+        skipped=tuple({"path": s.path, "reason": s.reason} for s in work.data.skipped),
+        notes=_notes(found),
+        license=CREDITS if work.data.format == "digits" else "",
+        seed=work.recipe.seed,
+    )
+    reports.write(page_of, work.folder)
+    work.tell(
+        {
+            "event": "table",
+            "text": tables.table(page_of.stages),
+            "headline": tables.sentence(tables.headline(page_of.stages)),
+        }
+    )
+    return dataclasses.replace(work, results={**work.results, "report": True, "card": page.model_card(page_of)})
+
+
+def _stages(work: Work, rows: list[dict[str, Any]]) -> tuple[reports.Stage, ...]:
+    """The start in torch, then each stage's file in ONNX Runtime; the last in OpenVINO too, the faster one last."""
+    found = [reports.Stage(f"{rows[0]['title']}, torch", _measurement(rows[0], EAGER), runtime=EAGER)]
+    for stage, row in zip(work.stages, rows, strict=True):
+        name = f"{row['title']}, exported" if row is rows[0] else f"+ {row['title']}"
+        found.append(reports.Stage(name, _measurement(row, RUNTIMES[0]), stage.kept, stage.reason, RUNTIMES[0]))
+    last = max(i for i, stage in enumerate(work.stages) if stage.kept)
+    name = f"{found[last + 1].name} in OpenVINO"
+    other = reports.Stage(name, _measurement(rows[last], RUNTIMES[1]), runtime=RUNTIMES[1])
+    times = [stage.latency() for stage in (found[last + 1], other)]
+    slower = times[0] is not None and times[1] is not None and times[1].median_ms > times[0].median_ms
+    found.insert(last + 1 if slower else last + 2, other)
+    return tuple(found)
+
+
+def _measurement(row: Mapping[str, Any], runtime: str) -> Measurement:
+    latencies = row["latencies"]
+    return Measurement.from_dict(
+        {
+            "name": row["title"],
+            "params": row["params"],
+            "macs": row["macs"],
+            "size_bytes": row["sizes"][EAGER if runtime == EAGER else "file"],
+            "accuracy": {key: row["accuracy"][runtime][key] for key in ("top1", "interval", "n")},
+            "latencies": latencies,
+            "conditions": next(t["conditions"] for t in latencies if t["conditions"]["runtime"] == runtime),
+            "schema": measure.SCHEMA,
+        }
+    )
+
+
+def _data(work: Work, part: str) -> str:
+    counts = [
+        f"{len(images)} {name}" for name in ("train", "val", "test") if (images := getattr(work.data, name)) is not None
+    ]
+    return f"{work.data.name}: {len(work.data.classes)} classes, {' / '.join(counts)}; accuracy on {part}"
+
+
+def _model(work: Work, row: Mapping[str, Any]) -> str:
+    name = work.recipe.model.name if work.recipe.model else ""
+    height, width = work.preprocess.size
+    return (
+        f"{name}: {row['params'] / 1e6:.2f} M parameters, {row['macs'] / 1e6:.0f} M multiply-adds at {width}x{height}"
+    )
+
+
+def _notes(found: Mapping[str, Any]) -> tuple[str, ...]:
+    dtypes = {runtime: sorted({row["dtype"][runtime] for row in found["rows"]}) for runtime in RUNTIMES}
+    return (
+        "A row is the exported file in ONNX Runtime unless it names another; 'vs base' is against the first row.",
+        "Types in the exported files: "
+        + "; ".join(f"{runtime}: {', '.join(kinds)}" for runtime, kinds in dtypes.items())
+        + ".",
+        "MACs count the multiply-adds of linear layers, convolutions and matrix products of one image.",
+    )
+
+
+def _export(item: Mapping[str, Any]) -> Export:
+    known = {key: item[key] for key in ("file", "format", "size_bytes", "agreement", "sqnr_db", "max_abs")}
+    return Export(**known, note=f"opset {item['opset']}, {item['dtype']}, {item['images']} images")
+
+
+def _curves(work: Work) -> tuple[dict[str, Any], ...]:
+    path = work.folder / "metrics.csv"
+    if not path.is_file():
+        return ()
+    with path.open(newline="", encoding="utf-8") as stream:
+        return tuple(
+            {key: _number(value) for key, value in row.items() if value != ""} for row in csv.DictReader(stream)
+        )
+
+
+def _number(text: str) -> float | int | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> tuple[tuple[int, ...], ...]:
+    table = np.zeros((classes, classes), dtype=int)
+    np.add.at(table, (labels, predicted), 1)
+    return tuple(tuple(int(n) for n in row) for row in table)
+
+
+def _samples(
+    work: Work, found: Mapping[str, Any], said: tuple[np.ndarray, ...], score: list[float], count: int
+) -> tuple[Sample, ...]:
+    """Newly wrong pictures first, then newly right ones, then any."""
+    base, small, labels = said
+    newly_wrong, newly_right = (base == labels) & (small != labels), (base != labels) & (small == labels)
+    order = np.argsort(-(2 * newly_wrong + newly_right).astype(int), kind="stable")[: 2 * count]
+    images, names = getattr(work.data, found["part"]), work.data.classes
+    return tuple(Sample(images[int(i)][0], names[labels[i]], names[base[i]], names[small[i]], score[i]) for i in order)
+
+
+def _views(work: Work, part: str, count: int) -> tuple[TokenView, ...]:
+    """What the last model that drops tokens kept of the first images of the part."""
+    dropping = [stage for stage in work.stages if stage.kept and all_of(stage.model, SparseBlocks)]
+    if not dropping or count == 0:
+        return ()
+    model = dropping[-1].model
+    batch = next(iter(work.batches(part, size=count, limit=count).epoch(0)))
+    with recording(model) as sparse, torch.inference_mode():
+        logits = work.task.forward(model, batch)
+        places = [stage.clone() for stage in sparse.aside.places]
+        shares, total = [place for place, _ in sparse.keep], int(sparse.aside.count)
+    images, names = getattr(work.data, part), work.data.classes
+    views = []
+    for i, index in enumerate(batch["index"].tolist()):
+        kept = []
+        for before, chosen in list(zip(shares, places, strict=True))[-VIEWED_STAGES:]:
+            mask = torch.zeros(total, dtype=torch.bool)
+            mask[chosen[i]] = True
+            kept.append(Kept(f"from block {before}", tuple(mask.tolist()), names[int(logits[i].argmax())]))
+        views.append(TokenView(images[index][0], names[int(batch["label"][i])], tuple(kept)))
+    return tuple(views)

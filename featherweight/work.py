@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What walks through the steps of a run: the model so far, the data, the task, and the folder of the step being done.
+
+Frozen: a step returns another one. What is costly is made once per key of the step (`once`) and found again afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from . import artifact, files, measure
+from .data import Batches, Data
+from .doors import json as strict_json
+from .errors import OptionError
+from .journal import Journal
+from .models import zoo
+from .recipe import Recipe
+from .runtime.preprocess import Preprocess
+from .train import Method
+
+Tell = Callable[[Mapping[str, Any]], None]
+
+
+class Log(Journal):
+    """The step's journal, which also tells each row."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work.place / "journal.jsonl")
+        self.work = work
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        super().__call__(row)
+        self.work.tell({**row, "step_name": self.work.step})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A model on the way, and what became of it."""
+
+    title: str
+    place: Path  # the step's folder, with the model in `model/` unless it came ready-made
+    model: nn.Module
+    kept: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What walks through the steps; each returns the next one."""
+
+    recipe: Recipe
+    folder: Path
+    data: Data
+    task: Any
+    preprocess: Preprocess
+    tell: Tell
+    given: Mapping[str, nn.Module] = field(default_factory=dict)  # modules handed over in Python, by the recipe's name
+    model: nn.Module | None = None
+    origin: nn.Module | None = None  # where the baseline's training began
+    teacher: nn.Module | None = None
+    methods: tuple[Method, ...] = ()  # what takes part in every later training
+    stages: tuple[Stage, ...] = ()
+    results: Mapping[str, Any] = field(default_factory=dict)  # of the steps that measure, export and judge
+    left_out: tuple[str, ...] = ()  # steps this model cannot have
+    step: str = ""  # "03-prune"
+    key: str = ""
+
+    @property
+    def place(self) -> Path:
+        """The folder of the step that is being done."""
+        return self.folder / "steps" / self.step
+
+    def batches(self, part: str, *, limit: int | None = None, augment: Any = None, size: int | None = None) -> Batches:
+        """Batches of a part of the data; the training part in a shuffled order."""
+        images = getattr(self.data, part)
+        if images is None:
+            raise OptionError("data", f"has no {part} part, which this step needs")
+        return Batches(
+            images,
+            self.preprocess,
+            batch_size=size or self.recipe.train.batch_size,
+            seed=self.recipe.seed,
+            shuffle=part == "train",
+            augment=augment or None,
+            limit=limit,
+        )
+
+    def once(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
+        """The model that `make` makes, made only if this step has not saved it yet."""
+        folder = self.place / name
+        if (folder / "model.json").is_file():
+            self.tell({"event": "note", "text": f"{self.step}: found as it was left"})
+            return artifact.load(folder, base=self._base())
+        model = make()
+        artifact.save(model, folder, classes=self.data.classes, preprocess=self.preprocess)
+        shutil.rmtree(self.place / "checkpoints", ignore_errors=True)
+        return model
+
+    def once_data(self, name: str, make: Callable[[], Any]) -> Any:
+        """The same for plain data, kept as JSON."""
+        path = self.place / f"{name}.json"
+        if not path.is_file():
+            files.publish(path, json.dumps(make(), allow_nan=False).encode())
+        return strict_json.read(path)
+
+    def _base(self) -> nn.Module | None:
+        spec = self.recipe.model
+        return (
+            self.given.get(spec.name)
+            if spec and spec.name in self.given and zoo.base_of(self.given[spec.name]) is None
+            else None
+        )
+
+
+def finished_stage(work: Work, title: str, model: nn.Module, *, stays: bool = True) -> Work:
+    """The work with one more stage; a stage that does not stay (a teacher) is not the model from now on."""
+    stage = Stage(title, work.place, model)
+    work.tell({"event": "stage", "title": title, "parameters": measure.parameters(model), "step_name": work.step})
+    return dataclasses.replace(work, model=model, stages=(*work.stages, stage)) if stays else work
