@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,20 +12,9 @@ from cyclopts import Parameter
 from featherweight import __version__
 from featherweight import cli_options as options
 from featherweight.console import current, line
-from featherweight.errors import InputError, OptionError, closest, shown
+from featherweight.errors import CheckFailed, InputError, OptionError, closest, shown
 
-DISTANCES = {  # --distill -> the options of the recipe's step `distill`
-    "hard": {"how": "logits", "distance": "hard"},
-    "soft": {"how": "logits", "distance": "soft"},
-    "token": {"how": "token", "distance": "hard"},
-    "token-soft": {"how": "token", "distance": "soft"},
-    "mse": {"how": "logits", "distance": "mse"},
-}
-TRAINING = {  # an option -> the field of the recipe's `train`
-    "epochs": "epochs", "batch": "batch_size", "lr": "lr", "optimizer": "optimizer", "weight_decay": "weight_decay",
-    "warmup": "warmup", "ema": "ema", "clip": "clip", "precision": "precision", "label_smoothing": "label_smoothing",
-    "images": "images",
-}  # fmt: skip
+OF_THE_RUN = ("resume", "seed", "threads", "project", "name", "sets")  # options that say nothing of the training
 
 
 def demo(
@@ -73,7 +62,7 @@ def train(
     ] = None,
     reset_head: Annotated[bool, Parameter(help="a new classifier where the weights have other classes")] = False,
     epochs: int | None = None,
-    batch: options.Batch = None,
+    batch_size: options.Batch = None,
     lr: Annotated[float | None, Parameter(name=("--lr", "--lr0"))] = None,
     optimizer: Annotated[str | None, Parameter(name=("--optimizer", "--opt"), help="adamw or sgd")] = None,
     weight_decay: float | None = None,
@@ -93,72 +82,16 @@ def train(
     sets: options.Sets = None,
 ) -> int:
     """Train a model, with a teacher if one is named."""
+    asked = {key: value for key, value in locals().items() if key not in OF_THE_RUN}
     if resume is not None:
         raise OptionError("--resume", f"needs no MODEL: featherweight run {shown(resume)} goes on with a run")
-    settings = {key: value for key, value in locals().items() if key in TRAINING and value is not None}
-    recipe: dict[str, Any] = {
-        "model": _model_spec(model, arch, weights, reset_head),
-        "data": {"source": data, **({} if max_bad is None else {"max_bad": max_bad})},
-        "train": {TRAINING[key]: value for key, value in settings.items()},
-        "steps": ["train", *_measuring()],
-    }
-    wanted = distill if distill is not None else "hard" if teacher else "none"
-    if wanted != "none":
-        recipe |= {
-            "teacher": _model_spec(teacher or "", None, None, False),
-            "steps": _distilling(wanted, teacher, alpha, temperature),
-        }
-    elif teacher is not None or alpha is not None or temperature is not None:
-        raise OptionError("--distill", "is none, so --teacher, --alpha and --temperature have nothing to do")
+    from featherweight.verbs import training_recipe
+
+    recipe = training_recipe(**asked)
     overrides = [*_given(seed=seed, threads=threads), *(sets or [])]
     return _carry_out(
         recipe, project=project, name=name or options.fresh_name(project, "train", data), overrides=overrides
     )
-
-
-def _distilling(wanted: str, teacher: str | None, alpha: float | None, temperature: float | None) -> list[Any]:
-    """The steps of a training with a teacher."""
-    if wanted not in DISTANCES:
-        known = (*DISTANCES, "none")
-        raise OptionError("--distill", f"no {wanted!r}; {closest(wanted, known)}Known: {', '.join(known)}")
-    if teacher is None:
-        raise OptionError("--distill", f"{wanted} needs a teacher: add --teacher with a model folder or a name")
-    given = {"alpha": alpha, "temperature": temperature}
-    choice = {**DISTANCES[wanted], **{key: value for key, value in given.items() if value is not None}}
-    return ["load", "teacher", {"distill": choice}, *_measuring()]
-
-
-def _measuring() -> list[Any]:
-    """Numbers and a page at the end of a training, where what they need is installed."""
-    from importlib.util import find_spec
-
-    if all(find_spec(package) for package in ("onnx", "onnxruntime", "openvino")):
-        return [{"measure": {"part": "val", "budget_s": 1.0}}, "report"]
-    current().warn("no report: it compares runtimes, which need pip install 'featherweight[onnx,openvino]'")
-    return []
-
-
-def _model_spec(model: str, arch: str | None, weights: str | None, reset_head: bool) -> dict[str, Any]:
-    """The recipe's way to say it: a name or folder, and its weights."""
-    from featherweight import sources
-
-    if not model:
-        return {}
-    found = sources.find(model, backend="torch", arch=arch)
-    spec: dict[str, Any] = {"name": found.name}
-    if found.path is not None and found.path.is_dir():
-        spec["name"] = str(found.path)
-    elif found.path is not None and arch is not None:
-        spec |= {"name": arch, "weights": str(found.path)}
-    elif found.path is not None:
-        raise OptionError(
-            "--arch", f"is missing: {shown(found.path)} holds weights; say whose, or name the model's folder"
-        )
-    if weights is not None:
-        if "weights" in spec:
-            raise OptionError("--weights", f"the weights are those of {shown(model)} already")
-        spec["weights"] = weights
-    return {**spec, **({"reset_head": True} if reset_head else {})}
 
 
 def compress(
@@ -172,6 +105,7 @@ def compress(
     ] = None,
     backend: Annotated[str, Parameter(help="the runtime it is for: onnxruntime or openvino")] = "onnxruntime",
     weights: Annotated[str | None, Parameter(help="a weights file for the named model, or shipped")] = None,
+    reset_head: Annotated[bool, Parameter(help="a new classifier where the weights have other classes")] = False,
     arch: options.Arch = None,
     seed: options.Seed = None,
     threads: options.Threads = None,
@@ -181,30 +115,25 @@ def compress(
     sets: options.Sets = None,
 ) -> int:
     """Make a model small and fast: steps that help on this machine are kept."""
-    from featherweight import sources
-
     screen = current()
-    source = sources.find(model, backend="torch", arch=arch)
+    from featherweight.verbs import model_spec
+
+    spec = model_spec(model, arch=arch, weights=weights, reset_head=reset_head)
     screen.say(_headline())
-    overrides = [
-        *_given(seed=seed, threads=threads),
-        *([] if max_bad is None else [f"data.max_bad={max_bad}"]),
-        *(sets or []),
-    ]
-    from featherweight.recipe import compress as start
+    overrides = [*_given(seed=seed, threads=threads), *(sets or [])]
+    if max_bad is not None:
+        overrides += ["data.source=digits", f"data.max_bad={max_bad}"]  # the source is put in its place below
+    from featherweight.runs import compress as start
 
     named = name or options.fresh_name(project, "compress", data)
-    spec = _model_spec(model, arch, weights, False)
-    asked = {"recipe": recipe, "max_drop": max_drop, "target": target, "backend": backend, "overrides": overrides}
-    work = start(
-        spec if spec.get("weights") else str(source.path or source.name),
-        data,
-        **asked,
-        project=project,
-        name=named,
-        progress=screen.progress,
-    )
-    return _finished(work)
+    asked: dict[str, Any] = {"max_drop": max_drop, "target": target, "backend": backend, "overrides": overrides, **spec}
+    if recipe is not None:
+        asked["recipe_file"] = recipe
+
+    def work() -> Any:
+        return start(asked.pop("name"), data, **asked, project=project, name=named, progress=screen.progress)
+
+    return _finished(work, Path(project) / named)
 
 
 def run(
@@ -247,7 +176,8 @@ def _carry_out(
     plan = recipes.read(recipe, overrides) if isinstance(recipe, str) else recipes.parse(recipe, "options", overrides)
     from featherweight import runs
 
-    return _finished(runs.run(plan, project=project, name=name, progress=screen.progress), demo=demo)
+    folder = Path(project or plan.output) / (name or plan.name)
+    return _finished(lambda: runs.run(plan, project=project, name=name, progress=screen.progress), folder, demo=demo)
 
 
 def _headline() -> str:
@@ -265,12 +195,36 @@ def _headline() -> str:
     return " · ".join([*parts, *([flags] if flags else []), "offline"]) + "\n"
 
 
-def _finished(work: Any, *, demo: bool = False) -> int:
-    """The table, where everything is, and the next commands."""
+def _finished(work: Callable[[], Any], folder: Path, *, demo: bool = False) -> int:
+    """Do the work, then show what came out, even if a check failed; a run that was stopped says how to go on."""
+    screen = current()
+    try:
+        work()
+    except KeyboardInterrupt:
+        screen.warn(f"to go on: featherweight run {shown(folder)}")
+        raise
+    except CheckFailed:
+        _shown(folder)
+        raise
+    _shown(folder)
+    place = shown(folder)
+    steps = [f"featherweight val {place} --data YOUR_DATA", f"featherweight export {place} --format onnx,openvino"]
+    if (folder / "export").is_dir():
+        steps = [
+            f"featherweight predict {place} --source PICTURE --show-tokens",
+            f"featherweight bench {place} --backend all",
+        ]
+    if demo:
+        steps.append("featherweight compress YOUR_MODEL --data YOUR_DATA --max-drop 1% --target 2x")
+    screen.next(*steps)
+    return 0
+
+
+def _shown(folder: Path) -> None:
+    """The table, the headline, and where everything is."""
     from featherweight import report, tables
 
     screen = current()
-    folder = Path(work.folder)
     page = folder / "report.html"
     found = report.load(folder) if (folder / "report.json").exists() else None
     if found is not None and found.stages:
@@ -281,17 +235,6 @@ def _finished(work: Any, *, demo: bool = False) -> int:
             screen.say("\n" + line("result", tables.sentence(figures)))
     screen.say(line("saved", f"{shown(folder)}/" + (f"   report: {shown(page)}" if page.exists() else "")))
     screen.emit({"run": str(folder), "report": found.to_dict() if found else None})
-    place = shown(folder)
-    steps = [f"featherweight val {place} --data YOUR_DATA", f"featherweight export {place} --format onnx,openvino"]
-    if (folder / "export").is_dir():
-        steps = [
-            f"featherweight predict {place} --source PICTURE --show-tokens",
-            f"featherweight bench {place} --backend all",
-        ]
-    screen.next(
-        *steps, *(["featherweight compress YOUR_MODEL --data YOUR_DATA --max-drop 1% --target 2x"] if demo else [])
-    )
-    return 0
 
 
 VERBS = (demo, train, compress, run)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the command line does with one model, as functions that return values.
 
-They take whatever names a model (`sources`). Training, compressing and running recipes is elsewhere (recipe, runs);
-printing is the command line's.
+They take whatever names a model (`sources`). Carrying out recipes is elsewhere (recipe, runs); printing is the command
+line's.
 """
 
 from featherweight.verbs.accuracy import val
 from featherweight.verbs.looking import info
 from featherweight.verbs.racing import bench
 from featherweight.verbs.shipping import export
+from featherweight.verbs.training import model_spec, training_recipe
 
-__all__ = ["bench", "export", "info", "val"]
+__all__ = ["bench", "export", "info", "model_spec", "training_recipe", "val"]

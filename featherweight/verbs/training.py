@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of `train` as a recipe, so that a training gets the same run folder, resume and report as everything else."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from importlib.util import find_spec
+from typing import Any
+
+from featherweight import sources
+from featherweight.errors import OptionError, closest, shown
+
+DISTILL = {  # what is said -> the options of the recipe's step `distill`
+    "hard": {"how": "logits", "distance": "hard"},
+    "soft": {"how": "logits", "distance": "soft"},
+    "token": {"how": "token", "distance": "hard"},
+    "token-soft": {"how": "token", "distance": "soft"},
+    "mse": {"how": "logits", "distance": "mse"},
+}
+MEASURED_WITH = ("onnx", "onnxruntime", "openvino")
+
+
+def training_recipe(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    *,
+    teacher: str | os.PathLike[str] | None = None,
+    distill: str | None = None,
+    alpha: float | None = None,
+    temperature: float | None = None,
+    weights: str | None = None,
+    reset_head: bool = False,
+    arch: str | None = None,
+    max_bad: float | None = None,
+    **train: Any,
+) -> dict[str, Any]:
+    """A recipe that trains a model, taught by `teacher` if there is one; `train` are fields of `recipe.Train`.
+
+    distill: hard, soft, token, token-soft or mse; hard where only a teacher is named. What is None is left to the
+    recipe's own defaults.
+    """
+    wanted = distill if distill is not None else "hard" if teacher else "none"
+    recipe: dict[str, Any] = {
+        "model": model_spec(model, arch=arch, weights=weights, reset_head=reset_head),
+        "data": _set(source=os.fspath(data), max_bad=max_bad),
+        "train": _set(**train),
+    }
+    if wanted == "none":
+        if teacher is not None or alpha is not None or temperature is not None:
+            raise OptionError("--distill", "is none, so teacher, alpha and temperature have nothing to do")
+        return {**recipe, "steps": ["train", *_measuring()]}
+    if wanted not in DISTILL:
+        known = (*DISTILL, "none")
+        raise OptionError("--distill", f"no {wanted!r}; {closest(wanted, known)}Known: {', '.join(known)}")
+    if teacher is None:
+        raise OptionError("--distill", f"{wanted} needs a teacher: add --teacher with a model folder or a name")
+    how = {**DISTILL[wanted], **_set(alpha=alpha, temperature=temperature)}
+    steps = ["load", "teacher", {"distill": how}, *_measuring()]
+    return {**recipe, "teacher": _shipped(model_spec(teacher)), "steps": steps}
+
+
+def model_spec(
+    model: str | os.PathLike[str], *, arch: str | None = None, weights: str | None = None, reset_head: bool = False
+) -> dict[str, Any]:
+    """The recipe's way to say a MODEL: a name or folder, and where its weights are."""
+    found = sources.find(model, backend="torch", arch=arch)
+    spec: dict[str, Any] = {"name": found.name}
+    if found.path is not None and found.path.is_dir():
+        spec["name"] = str(found.path)
+    elif found.path is not None and arch is not None:
+        spec |= {"name": arch, "weights": str(found.path)}
+    elif found.path is not None:
+        text = f"is missing: {shown(found.path)} holds weights; say whose, or name the model's folder"
+        raise OptionError("--arch", text)
+    if weights is not None:
+        if "weights" in spec or found.path is not None:
+            raise OptionError("--weights", f"the weights are those of {shown(os.fspath(model))} already")
+        spec["weights"] = weights
+    return {**spec, **({"reset_head": True} if reset_head else {})}
+
+
+def _shipped(spec: dict[str, Any]) -> dict[str, Any]:
+    """A teacher that comes with the package comes trained."""
+    from featherweight.models import zoo
+
+    ready = "weights" not in spec and spec["name"] in zoo.known() and zoo.entry(spec["name"]).shipped
+    return {**spec, "weights": "shipped"} if ready else spec
+
+
+def _measuring() -> list[Any]:
+    """Numbers and a page at the end of a training, where what they need is installed."""
+    if all(find_spec(package) for package in MEASURED_WITH):
+        return [{"measure": {"part": "val", "budget_s": 1.0}}, "report"]
+    warnings.warn("no report: it compares runtimes and needs pip install 'featherweight[onnx,openvino]'", stacklevel=3)
+    return []
+
+
+def _set(**known: Any) -> dict[str, Any]:
+    return {key: value for key, value in known.items() if value is not None}
