@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from featherweight import __version__, drawing, plots, tables
 from featherweight.errors import clean
-from featherweight.latency import verdict
+from featherweight.latency import Latency, verdict
 
 if TYPE_CHECKING:
     from featherweight.report import Kept, Report, Sample, Stage
@@ -48,6 +48,7 @@ def _values(report: Report) -> dict[str, Any]:
         "classes": per_class(report),
         "confused": most_confused(report),
         "grid": latency_grid(report.stages),
+        "curve_keys": list(dict.fromkeys(str(key) for row in report.curves for key in row)),
         "limits": {"views": VIEWS, "layers": LAYERS, "skipped": SKIPPED},
     }
 
@@ -81,7 +82,7 @@ def template(name: str, **values: Any) -> str:
         "dropped": lambda kept: Markup(dropped(kept)),
         "uri": lambda text: Markup(escape(text)),  # too long for a name; its form was checked when it came in
     }
-    plain = ("score", "accuracy", "points", "millions", "size", "milliseconds", "against", "kept", "sentence")
+    plain = ("score", "accuracy", "points", "millions", "count", "size", "milliseconds", "against", "kept", "sentence")
     environment.filters.update({name: getattr(tables, name) for name in plain}, **trusted, bar=bar, verdict=verdict)
     environment.globals.update(roles=drawing.ROLES, version=__version__)
     return environment.get_template(name).render(**values)
@@ -154,14 +155,14 @@ def _samples(report: Report) -> list[tuple[Sample, str]]:
 
 
 def latency_grid(stages: Sequence[Stage]) -> dict[str, Any]:
-    """{"batches", "rows"}: a row for each stage and runtime, with its latency at each batch or None."""
-    batches = sorted({found.conditions.batch for stage in stages for found in stage.measurement.latencies})
-    rows = []
-    for stage in stages:
-        measured = stage.measurement.latencies
-        for kind in dict.fromkeys((f.conditions.runtime, f.conditions.dtype) for f in measured):
-            mine = [f for f in measured if (f.conditions.runtime, f.conditions.dtype) == kind]
-            cells = [next((f for f in mine if f.conditions.batch == b), None) for b in batches]
-            first = mine[0].conditions
-            rows.append({"name": stage.name, "runtime": kind[0], "dtype": kind[1], "cells": cells, "first": first})
-    return {"batches": batches, "rows": rows}
+    """{"batches", "rows"}: a row for each model and runtime, with its latency at each batch or None."""
+    timed = tables.timed(stages)
+    batches = sorted({found.conditions.batch for _, found in timed})
+    rows: dict[tuple[str, str, str], dict[int, Latency]] = {}
+    for name, found in timed:
+        rows.setdefault((name, found.conditions.runtime, found.conditions.dtype), {})[found.conditions.batch] = found
+    made = [
+        {"name": n, "runtime": r, "dtype": d, "cells": [at.get(b) for b in batches], "first": at[min(at)].conditions}
+        for (n, r, d), at in rows.items()
+    ]
+    return {"batches": batches, "rows": made}

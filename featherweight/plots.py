@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from featherweight import tables
 from featherweight.drawing import ACCENT, BAD, GOOD, INK, MUTED, PAGE, SERIES, Drawing, canvas, svg
 from featherweight.errors import clean
 from featherweight.latency import quantile
 from featherweight.pareto import Point, place_labels, tidy_log_axis
-from featherweight.tables import score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +83,7 @@ def points(stages: Sequence[Stage], against: str = "latency") -> list[Point]:
     largest = max((s.measurement.size_bytes or 0 for s in stages), default=0)
     found = []
     for stage in stages:
-        mine, timed, weight = score(stage.measurement), stage.latency(), stage.measurement.size_bytes
+        mine, timed, weight = tables.score(stage.measurement), stage.latency(), stage.measurement.size_bytes
         if mine is None or (timed is None if against == "latency" else not weight):
             continue
         x, low, high = _x(timed, weight, against)
@@ -99,7 +99,11 @@ def _axis(stages: Sequence[Stage]) -> str:
     if not timed:
         return text
     runtimes = clean(", ".join(dict.fromkeys(c.runtime for c in timed)), limit=50)
-    return f"{text}\n{clean(timed[0].cpu, limit=50)} · {timed[0].threads} threads · {runtimes}"
+    return f"{text}\n{clean(timed[0].cpu, limit=50)} · {_threads(timed[0].threads)} · {runtimes}"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" if count == 1 else f"{count} threads"
 
 
 def _x(timed: Latency | None, weight: int | None, against: str) -> tuple[float, float, float]:
@@ -200,7 +204,7 @@ def sensitivity(rows: Sequence[Mapping[str, Any]]) -> Drawing | None:
 
 def latencies(stages: Sequence[Stage]) -> Drawing | None:
     """Boxes over the timed calls: quartiles, 10th and 90th percentile; a panel per batch, a color per runtime."""
-    timed = [(label(s.name), found) for s in stages for found in s.measurement.latencies if len(found.samples_ms) >= 5]
+    timed = [(label(name), found) for name, found in tables.timed(stages) if len(found.samples_ms) >= 5]
     batches = sorted({found.conditions.batch for _, found in timed})[:3]
     if not batches:
         return None

@@ -121,6 +121,15 @@ def millions(count: int | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
+def count(number: int | None) -> str:
+    """12, 3.4 k, 0.89 M: parameters."""
+    if number is None:
+        return NOTHING
+    if number < 100_000:
+        return f"{number / 1e3:.1f} k" if number >= 1000 else str(number)
+    return f"{number / 1e6:.2f} M" if number < 100_000_000 else f"{number / 1e6:.0f} M"
+
+
 def size(count: int | None) -> str:
     """Bytes in decimal units."""
     if count is None:
@@ -162,6 +171,17 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Rows of text in columns: the first and the last to the left, numbers to the right."""
     widths = [max(_width(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(_line(row, widths) for row in rows) + "\n"
+
+
+def timed(stages: Sequence[Stage]) -> list[tuple[str, Latency]]:
+    """Every latency once, with its model's name: two stages may show one model in two runtimes."""
+    found: dict[tuple[object, ...], tuple[str, Latency]] = {}
+    for stage in stages:
+        for latency in stage.measurement.latencies:
+            c = latency.conditions
+            key = (stage.measurement.name, c.runtime, c.dtype, c.threads, c.batch)
+            found.setdefault(key, (stage.measurement.name, latency))
+    return list(found.values())
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:

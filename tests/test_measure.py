@@ -138,6 +138,13 @@ def test_the_race_finds_the_ratio_though_the_machine_slows_down() -> None:
     assert drifted[-1] > 1.3 * drifted[0]  # the control: without turns the medians would have compared two machines
 
 
+def test_any_two_runners_of_a_race_can_be_compared() -> None:
+    clock = Machine()
+    times = measure.race({"a": clock.model(0.04), "b": clock.model(0.02), "c": clock.model(0.01)}, clock=clock)
+    assert times.ratio("c", "b") == (2.0, (2.0, 2.0))
+    assert times.ratio("c", "a") == (times["c"].ratio, times["c"].ratio_interval) == (4.0, (4.0, 4.0))
+
+
 def test_two_equal_models_are_never_called_faster() -> None:
     clock = Machine()
     noise = np.random.default_rng(0).normal(0.010, 0.001, size=(2, 997)).tolist()
