@@ -16,6 +16,9 @@ MAX_DEPTH = 64
 
 _MARKS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)  # a text, even one without an end, or a bracket
 
+# Whole surrogate pairs, halves (in a group) and all other escapes.
+_ESCAPES = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F])|.)", re.DOTALL)
+
 
 def read(path: Path, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH, allow_nan: bool = False) -> Any:
     """The content of one JSON file."""
@@ -31,6 +34,8 @@ def parse(text: str | bytes, name: object, *, max_depth: int = MAX_DEPTH, allow_
         if not text.strip():
             raise InputError(name, "empty", "has no content")
         _bound_depth(text, name, max_depth)
+        if "\\u" in text and any(half for half in _ESCAPES.findall(text)):
+            raise InputError(name, "bad_json", "holds half of a surrogate pair, which is not a character")
         rules = _Rules(name, allow_nan)
         try:
             value = json.loads(
@@ -39,8 +44,6 @@ def parse(text: str | bytes, name: object, *, max_depth: int = MAX_DEPTH, allow_
         except json.JSONDecodeError as error:
             why = f"line {error.lineno}, column {error.colno}: {error.msg.lower()}"
             raise InputError(name, "bad_json", why) from error
-        except UnicodeEncodeError as error:
-            raise InputError(name, "bad_json", "holds half of a surrogate pair, which is not a character") from error
         return value
 
 
