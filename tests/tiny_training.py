@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import random
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -171,12 +172,24 @@ def _break(faults: tuple[str, ...]) -> None:
         checkpoint.State.load = load  # type: ignore[method-assign]
 
 
-def start(folder: Path, **options: Any) -> Any:
-    """A process that does `session`; it starts in milliseconds because its parent has imported torch already."""
+def prepare() -> Any:
+    """Processes that start in milliseconds, because their parent has imported torch already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tiny_training"])
-    here = Path(__file__).resolve().parent
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    here, before = Path(__file__).resolve().parent, os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent)])  # it does not take over sys.path
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+    return context
+
+
+def start(folder: Path, **options: Any) -> Any:
+    """A process that does `session`."""
+    context = prepare()
     process = context.Process(target=session, args=(folder,), kwargs=options)
     process.start()
     return process

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each process of test_ddp.py runs; under torchrun: `python several_processes.py COMMAND FOLDER`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tiny_training as tiny
+import torch
+from torch import nn
+
+from featherweight import checkpoint, optim, train
+from featherweight.data.transforms import Augment
+from featherweight.errors import InputError
+from featherweight.interrupt import Interrupted
+from featherweight.journal import Journal
+
+
+def rank() -> int:
+    """Which process this is."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def save(model: nn.Module, path: Path) -> None:
+    """A result to compare."""
+    checkpoint.write(path, model.state_dict(), {"counters": {}, "facts": {}})
+
+
+def plain(**options: Any) -> nn.Module:
+    """A run without noise, for the comparison with one process: 40 samples, 8 in each step."""
+    network = tiny.network(dropout=0.0, norm=False)
+    rate = {"optimizer": optim.sgd(0.05), "schedule": optim.constant(), "epochs": 2}
+    return train.fit(network, tiny.batches(40, **options), tiny.Classification(4), **rate)
+
+
+class Stop(train.Method):
+    """One process gets a signal in the middle of an epoch."""
+
+    def after_step(self, model: nn.Module, progress: float) -> None:
+        if (stop := os.environ.get("STOP_AT")) and rank() == 1 and progress >= float(stop):
+            os.environ.pop("STOP_AT")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Die(train.Method):
+    """One process is killed, once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._mark, self._wanted = folder / "died", folder.name == "killed"  # not options: the names begin with _
+
+    def after_step(self, model: nn.Module, progress: float) -> None:
+        if self._wanted and rank() == 1 and progress > 0.6 and not self._mark.exists():
+            self._mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def noisy(folder: Path, **options: Any) -> nn.Module:
+    """A run with all kinds of randomness, batch norm and an average; 43 samples do not divide by two."""
+    data = tiny.batches(43, batch_size=3, augment=Augment(flip=0.5))
+    return train.fit(
+        tiny.network(),
+        data,
+        tiny.Classification(4),
+        methods=[tiny.Noisy(tiny.network(seed=1)), Stop(), Die(folder)],
+        **{"epochs": 3, "ema": 0.9, "checkpoint": folder / "checkpoints", "checkpoint_every": 3, **options},
+    )
+
+
+def compare(folder: Path) -> None:
+    """Equality with one process, and a stopped run that goes on."""
+    me = rank()
+    save(plain(batch_size=4), folder / f"plain-{me}")
+    whole = noisy(folder / "whole", log=Journal(folder / "log.jsonl"))
+    save(whole, folder / f"whole-{me}")
+    os.environ["STOP_AT"] = "0.5"
+    try:
+        noisy(folder / "stopped")
+    except Interrupted as error:
+        (folder / f"stopped-{me}.txt").write_text(f"{error.exit_code} {error}")
+    save(noisy(folder / "stopped"), folder / f"resumed-{me}")
+    try:
+        noisy(folder / "apart" if me else folder / "whole")
+    except InputError as error:
+        (folder / f"apart-{me}.txt").write_text(str(error))
+
+
+def killed(folder: Path) -> None:
+    """A run whose second process dies."""
+    save(noisy(folder / "killed"), folder / f"killed-{rank()}")
+
+
+def main(command: str, folder: Path, variables: Mapping[str, str]) -> None:
+    """The command, in the place among several processes that the variables give."""
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    {"compare": compare, "killed": killed}[command](folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), {})

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same loop in two processes under torchrun: the same weights in both, as one process would have them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import several_processes
+import tiny_training as tiny
+import torch
+from torch import Tensor
+
+from featherweight import checkpoint
+from featherweight.journal import Journal
+
+HERE = Path(__file__).resolve().parent
+
+
+def launch(command: str, folder: Path) -> None:
+    """Two processes with the variables torchrun gives, from a parent that has imported torch: seconds, not tens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    context = tiny.prepare()
+    processes = []
+    for rank in ("0", "1"):
+        variables = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        processes.append(context.Process(target=several_processes.main, args=(command, folder, variables)))
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def torchrun(command: str, folder: Path, *options: str) -> None:
+    """The real one."""
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    paths = {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), "OMP_NUM_THREADS": "1"}
+    program = [str(HERE / "several_processes.py"), command, str(folder)]
+    subprocess.run([*launcher, *options, *program], env={**os.environ, **paths}, timeout=240, check=True)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ddp")
+    launch("compare", folder)
+    return folder
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    stored = checkpoint.door.read_sealed(path)[0]
+    return checkpoint.unpack(stored)
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("kind", ["plain", "whole", "resumed"])
+def test_both_processes_have_the_same_weights(done: Path, kind: str) -> None:
+    assert (done / f"{kind}-0").read_bytes() == (done / f"{kind}-1").read_bytes()
+
+
+def test_two_processes_do_what_one_does_with_their_batches_together(done: Path) -> None:
+    """Not to the bit: one process sums a gradient over 8 samples, two add up their sums over 4."""
+    two, one = weights(done / "plain-0"), several_processes.plain(batch_size=8).state_dict()
+    start = tiny.network(dropout=0.0, norm=False).state_dict()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(start[name], tensor, rtol=1e-3, atol=1e-4), "the control: training moved it"
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(done: Path) -> None:
+    """One process got the signal; both stopped after the same step."""
+    notes = [(done / f"stopped-{rank}.txt").read_text() for rank in (0, 1)]
+    assert notes[0].startswith("143 stopped by another process after step")
+    assert notes[1].startswith("143 stopped by SIGTERM after step")
+    assert notes[0].split("after")[1] == notes[1].split("after")[1]
+    assert equal(weights(done / "resumed-0"), weights(done / "whole-0"))
+    last = [checkpoint.checkpoints(done / run / "checkpoints")[0] for run in ("whole", "stopped")]
+    assert last[0].read_bytes() == last[1].read_bytes()
+
+
+def test_each_process_has_its_own_random_numbers(done: Path) -> None:
+    tensors, _ = checkpoint.read(checkpoint.checkpoints(done / "whole" / "checkpoints")[0])
+    assert not torch.equal(tensors["random/0/torch"], tensors["random/1/torch"])
+
+
+def test_one_process_logs(done: Path) -> None:
+    rows = Journal(done / "log.jsonl").rows()
+    assert [row["step"] for row in rows if row["event"] == "step"] == list(range(1, 25))  # 43 / (2 * 3) -> 8 steps
+
+
+def test_processes_with_different_folders_are_refused(done: Path) -> None:
+    for rank in (0, 1):
+        assert "not all processes see the same checkpoints" in (done / f"apart-{rank}.txt").read_text()
+
+
+@pytest.mark.slow
+def test_under_torchrun_itself(done: Path, tmp_path: Path) -> None:
+    torchrun("compare", tmp_path)
+    assert equal(weights(tmp_path / "resumed-1"), weights(done / "whole-0"))
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_started_again_and_ends_in_the_same_bits(done: Path, tmp_path: Path) -> None:
+    torchrun("killed", tmp_path, "--max-restarts", "3")
+    assert (tmp_path / "killed" / "died").exists()
+    for rank in (0, 1):
+        assert equal(weights(tmp_path / f"killed-{rank}"), weights(done / "whole-0"))
