@@ -41,6 +41,7 @@ class Bare(PathFinder):
 sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
 """
 LOADED = "import sys; print([n for n in ('torch', 'torchvision', 'timm', 'transformers', 'onnx') if n in sys.modules])"
+LEAVE = "sys.exit(globals().get('code', 0))"
 PIPELINE = """
 import sys
 from featherweight import pipeline
@@ -118,7 +119,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def hidden(code: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run code where only the bare installation is to be found; its last word is what was loaded all the same."""
-    text = f"ABSENT, BARE = set({absent()!r}), set({sorted(bare())!r})\n{HIDE}\n{code}\n{LOADED}\nsys.exit(globals().get('code', 0))"
+    text = f"ABSENT, BARE = set({absent()!r}), set({sorted(bare())!r})\n{HIDE}\n{code}\n{LOADED}\n{LEAVE}"
     command = [sys.executable, "-W", "error", "-c", text, *map(str, arguments)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
@@ -202,6 +203,6 @@ def test_in_a_real_environment_without_torch(files: Path, tmp_path: Path) -> Non
         (COMMAND, ("report", files / "run")),
         (COMMAND, ("doctor",)),
     ):
-        text = f"{code}\n{LOADED}\nsys.exit(globals().get('code', 0))"
+        text = f"{code}\n{LOADED}\n{LEAVE}"
         command = [python, "-W", "error", "-c", text, *map(str, arguments)]
         worked(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False))

@@ -61,11 +61,7 @@ def kind(hint: Any) -> str:
     if origin is not None and issubclass(origin, Sequence):
         return f"a list, each {kind(parts[0])}"
     if dataclasses.is_dataclass(hint):
-        return (
-            f"see `{hint.__name__}`"
-            if hint.__name__ not in ("ModelSpec", "DataSpec")
-            else "a name, a path or a mapping"
-        )
+        return "a name, a path or a mapping" if hint in (recipe.ModelSpec, recipe.DataSpec) else "a mapping, see below"
     return {int: "a whole number", float: "a number", str: "a text", bool: "`true` or `false`"}.get(hint, str(hint))
 
 
@@ -78,9 +74,7 @@ def span(within: Within) -> str:
 
 def remarks(cls: type) -> dict[str, str]:
     """Field -> the comment beside it."""
-    return {
-        name: said for name, said in re.findall(r"^    (\w+):[^#\n]*  # (.+)$", inspect.getsource(cls), re.MULTILINE)
-    }
+    return dict(re.findall(r"^    (\w+):[^#\n]*  # (.+)$", inspect.getsource(cls), re.MULTILINE))
 
 
 def value(default: Any) -> str:
