@@ -84,7 +84,7 @@ def _search(root: Path, seen: set[str], found: list[Path]) -> None:
     while waiting:
         folder = waiting.pop()
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if entry.is_dir():
+            if os.path.isdir(entry.path):  # not entry.is_dir(), which raises on a link to itself
                 real = os.path.realpath(entry.path)
                 above = os.path.realpath(folder).startswith(real.rstrip(os.sep) + os.sep)
                 if real not in seen and not above:  # a link upwards would lead out of the folder that was asked for

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ def _through(read: Callable[[], Any]) -> Any:
 
 
 def load_image(path: str | bytes) -> Any:
-    return _through(lambda: image.read(path))
+    return _through(lambda: image.read(os.fsdecode(path)))  # bytes would be the picture itself
 
 
 def preprocess(picture: Any) -> Any:
