@@ -85,9 +85,11 @@ def train(
     asked = {key: value for key, value in locals().items() if key not in OF_THE_RUN}
     if resume is not None:
         raise OptionError("--resume", f"needs no MODEL: featherweight run {shown(resume)} goes on with a run")
-    from featherweight.verbs import training_recipe
+    from featherweight.verbs import training
 
-    recipe = training_recipe(**asked)
+    recipe = training.training_recipe(**asked)
+    if not training.can_measure():
+        current().warn("no report: it compares runtimes and needs pip install 'featherweight[onnx,openvino]'")
     overrides = [*_given(seed=seed, threads=threads), *(sets or [])]
     return _carry_out(
         recipe, project=project, name=name or options.fresh_name(project, "train", data), overrides=overrides

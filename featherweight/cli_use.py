@@ -255,23 +255,12 @@ def export(
     chosen = options.words("--format", formats, FORMATS)
     source = sources.find(model, backend="torch", arch=arch)
     folder = Path(out) if out else source.run / "export" if source.run else None
-    if (
-        folder is not None
-        and not exist_ok
-        and any((folder / file).exists() for file in ("model.onnx", "openvino_model.xml"))
-    ):
-        raise OptionError(
-            "--out", f"{shown(folder)} holds exported files already; add --exist-ok, or choose another folder"
-        )
-    asked: dict[str, Any] = {
-        "formats": chosen,
-        "data": data,
-        "quantize": quantize,
-        "images": images,
-        "half": half,
-        "verify": not no_verify,
-    }
-    folder = folder or options.new_folder(project, name, "export") / "export"
+    folder = folder or Path(project) / (name or options.fresh_name(project, "export", "")) / "export"
+    if not exist_ok and any((folder / file).exists() for file in verbs.shipping.NAMES.values()):
+        text = f"{shown(folder)} holds exported files already; add --exist-ok, or choose another folder"
+        raise OptionError("--out", text)
+    asked: dict[str, Any] = {"formats": chosen, "data": data, "quantize": quantize, "images": images, "half": half}
+    asked["verify"] = not no_verify
     rows = verbs.export(model, folder, arch=arch, seed=seed or 0, **asked)
     for row in rows:
         ratio = "equal" if row["sqnr_db"] is None else f"{row['sqnr_db']:.0f} dB"

@@ -8,6 +8,7 @@ return is never written. With `--json` human text goes to stderr, and stdout hol
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -132,7 +133,7 @@ class Progress:
         self.line: Any = None  # rich's live display, while it stands on the screen
         self.headed = False
         self.plan: dict[str, Any] = {}
-        self.began = self.first = self.painted = 0.0
+        self.began, self.painted = 0.0, -math.inf
         self.first_progress, self.last = 0.0, dict[str, Any]()
 
     def take(self, event: Mapping[str, Any]) -> None:
@@ -153,7 +154,7 @@ class Progress:
         """Draw the live line, on a terminal."""
         now = self.clock()
         if not self.last:
-            self.began, self.first, self.first_progress = now, now, float(event.get("progress") or 0.0)
+            self.began, self.first_progress = now, float(event.get("progress") or 0.0)
         self.last = dict(event)
         if self.live and now - self.painted >= REFRESH_SECONDS:
             self.painted = now

@@ -44,7 +44,7 @@ def export(
     data: its validation images are what is compared, noise without it; its training images calibrate `quantize="int8"`.
     half: 16 bits for OpenVINO's float weights. Raises CheckFailed, and leaves no file, where the answers differ.
     """
-    _check(formats, quantize, data)
+    check_options(formats, quantize, data)
     from featherweight import artifact
     from featherweight.export import onnx, openvino
     from featherweight.export.check import describe
@@ -80,7 +80,8 @@ def export(
     return rows
 
 
-def _check(formats: Sequence[str], quantize: str | None, data: Any) -> None:
+def check_options(formats: Sequence[str], quantize: str | None, data: Any) -> None:
+    """Raises OptionError for what `export` could not do, before anything is imported or written."""
     for name in formats:
         if name not in FORMATS:
             raise OptionError("format", f"no {name!r}; {closest(name, FORMATS)}Known: {', '.join(FORMATS)}")
