@@ -30,7 +30,7 @@ from featherweight import files, optim, randomness
 from featherweight.distributed import Team
 from featherweight.doors import checkpoint as door
 from featherweight.doors import json as strict_json
-from featherweight.errors import Diverged, InputError, OptionError
+from featherweight.errors import Diverged, InputError, OptionError, StorageError, shown
 from featherweight.options import differences
 
 FORMAT = 1
@@ -181,12 +181,23 @@ class Store:
         for name, mine in randomness.state().items():
             for rank, theirs in enumerate(self.team.gather(mine)):
                 tensors[f"random/{rank}/{name}"] = theirs
+        failure: StorageError | None = None
         if self.team.leads:
-            counters = {name: getattr(state, name) for name in COUNTERS}
-            write(self.folder / NAME.format(state.step), tensors, {"counters": counters, "facts": dict(self.facts)})
-            files.point(self.folder / "latest", self.folder / NAME.format(state.step))
-            _remove_old(self.folder, state.step)
+            try:
+                self.publish(self.folder, state, tensors)
+            except StorageError as error:
+                failure = error
+        if self.team.any(failure is not None):  # here all wait for the leading process
+            raise failure or StorageError(f"{shown(self.folder)}: the leading process could not write its checkpoint")
         self.written = state.step
+
+    def publish(self, folder: Path, state: State, tensors: Mapping[str, Tensor]) -> None:
+        """Write the checkpoint of this step, point to it, remove old ones: at every moment one is whole."""
+        path = folder / NAME.format(state.step)
+        counters = {name: getattr(state, name) for name in COUNTERS}
+        write(path, tensors, {"counters": counters, "facts": dict(self.facts)})
+        files.point(folder / "latest", path)
+        _remove_old(folder, state.step)
 
     def restore(self, state: State) -> None:
         """Take up the newest checkpoint that verifies, if there is one. A damaged one is named in a warning."""

@@ -228,9 +228,7 @@ class Loop:
         norm = float(nn.utils.clip_grad_norm_(named.values(), self.plan.clip or math.inf))
         if not math.isfinite(norm):
             bad = [name for name, p in named.items() if p.grad is not None and not p.grad.isfinite().all()]
-            raise self.diverged(
-                f"the norm of the gradients is {norm} (first in {', '.join(bad[:3]) or 'their sum'})", batch
-            )
+            raise self.diverged(f"the gradients' norm is {norm} (first in {', '.join(bad[:3]) or 'their sum'})", batch)
         return norm
 
     def end_epoch(self) -> None:
@@ -254,10 +252,10 @@ class Loop:
     def diverged(self, what: str, batch: Batch) -> Diverged:
         """The error that names step, term and samples."""
         index = batch["index"].tolist() if "index" in batch else []
-        samples = f"; samples {index[:16]}{' and more' if len(index) > 16 else ''}" if index else ""
-        return Diverged(
-            f"step {self.state.step + 1} (epoch {self.state.epoch}): {what}{samples}; try a lower learning rate"
-        )
+        name = getattr(getattr(self.batches, "images", None), "names", str)
+        samples = f"samples {index[:16]}, {', '.join(shown(name(i), limit=40) for i in index[:3])}, …"
+        where = f"step {self.state.step + 1} (epoch {self.state.epoch})"
+        return Diverged(f"{where}: {what}; {samples}; look at these, or try a lower learning rate")
 
     def moved(self, batch: Batch) -> Batch:
         """The batch where the model is."""

@@ -50,16 +50,14 @@ def finish(folder: Path, **options: object) -> None:
     assert process.exitcode == 0, (folder / "notes" / "error").read_text()
 
 
-def kill_in_write(folder: Path, dice: random.Random) -> bool:
-    """Kill a session inside its 2nd write; True if the file was not yet published."""
-    process = tiny.start(folder)
-    mark = f"{process.pid}-2"
-    notes = folder / "notes"
-    assert tiny.wait_for((notes / f"begin-{mark}").exists, process), "over before it was killed"
-    time.sleep(dice.uniform(0, 0.015))
+def kill_in_write(folder: Path, stage: str) -> None:
+    """Kill a session inside its second write of a checkpoint."""
+    process = tiny.start(folder, stay=stage)
+    assert tiny.wait_for((folder / "notes" / f"staying-{process.pid}").exists, process), "over before it was killed"
     process.kill()
     process.join()
-    return not (notes / f"end-{mark}").exists()
+    unfinished = list((folder / "checkpoints").glob(".fw-*.tmp"))
+    assert bool(unfinished) == (stage == "written")
 
 
 def kill_after(folder: Path, steps: int, *, wait: float = 0.0) -> None:
@@ -83,18 +81,16 @@ def verifies(folder: Path) -> bool:
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_in_the_same_bits(whole: Path, tmp_path: Path, seed: int) -> None:
+    """Ten kills, half of them inside the writing of a checkpoint."""
     dice = random.Random(seed)
-    inside = 0
-    for trial in range(8):
-        if trial % 2:
-            kill_after(tmp_path, dice.randint(2, 4), wait=dice.uniform(0, 0.01))
-        else:
-            inside += kill_in_write(tmp_path, dice)
+    for stage in dice.sample(["written", "written", "written", "named", "pointed"], 5):
+        kill_in_write(tmp_path, stage)
+        assert verifies(tmp_path)
+        kill_after(tmp_path, dice.randint(2, 4), wait=dice.uniform(0, 0.01))
         assert verifies(tmp_path)
     finish(tmp_path)
     starts = {int(note.read_text()) for note in (tmp_path / "notes").glob("session-*")}
     assert len(starts - {0}) >= 5, "too few resumes from different steps to prove anything"
-    assert inside >= 3, "too few kills inside a write to prove anything"
     assert weights(tmp_path) == weights(whole)
     assert log(tmp_path) == log(whole)
     assert [row["step"] for row in log(tmp_path) if row["event"] == "step"] == list(range(1, LAST + 1))

@@ -234,7 +234,7 @@ class Poison(train.Method):
     [
         ("teacher", r"step 3 \(epoch 0\): loss term distill is nan"),
         ("infinity", r"step 3 \(epoch 0\): loss term big is (inf|-inf|nan)"),
-        ("gradient", r"step 3 \(epoch 0\): the norm of the gradients is nan \(first in 0\.weight"),
+        ("gradient", r"step 3 \(epoch 0\): the gradients' norm is nan \(first in 0\.weight"),
         ("variance", r"step 3: not finite: model/1\.running_var, ema/1\.running_var"),
         ("weight", r"step 3: not finite: model/5\.weight, ema/5\.weight"),
     ],
@@ -245,7 +245,8 @@ def test_what_is_not_finite_stops_the_run_and_is_never_saved(tmp_path: Path, whe
     with pytest.raises(Diverged, match=message) as error:
         train.fit(tiny.network(), data, TASK, methods=[Poison(where)], **options)
     if where in ("teacher", "gradient", "infinity"):
-        assert f"samples {list(data.epoch(0))[2]['index'].tolist()}" in str(error.value)
+        index = list(data.epoch(0))[2]["index"].tolist()
+        assert f"samples {index}, picture {index[0]}, picture {index[1]}" in str(error.value)
     found = checkpoint.checkpoints(tmp_path)
     assert [path.name for path in found] == ["step-00000002.safetensors", "step-00000001.safetensors"]
     for path in found:

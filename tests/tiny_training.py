@@ -99,11 +99,14 @@ def run(folder: Path, **options: Any) -> nn.Module:
     return train.fit(network(), data, Classification(4), **{**settings, **options})
 
 
-def session(folder: Path, faults: tuple[str, ...] = (), limit: int | None = None, pace: float = 0.0) -> None:
+def session(
+    folder: Path, *, faults: tuple[str, ...] = (), limit: int | None = None, pace: float = 0.0, stay: str = ""
+) -> None:
     """What a child process does: the run with a test's marks and faults; what happened is left in `folder`/notes."""
     notes = folder / "notes"
     notes.mkdir(parents=True, exist_ok=True)
-    _mark_writes(notes)
+    if stay:
+        _stay(notes, stay)
     _break(faults)
     if limit is not None:
         _fill_disk(limit)
@@ -125,19 +128,26 @@ def session(folder: Path, faults: tuple[str, ...] = (), limit: int | None = None
         raise SystemExit(1) from None
 
 
-def _mark_writes(notes: Path) -> None:
-    """Say when a checkpoint is written but not yet published, and stay there for a moment."""
-    real, count = os.replace, [0]
+def _stay(notes: Path, stage: str) -> None:
+    """Say when the second checkpoint is at this stage of being published, and wait there for the end.
+
+    written: under a temporary name; named: under its own; pointed: `latest` leads to it, the old ones are still there.
+    """
+    real, seen = os.replace, list[Any]()
+
+    def here(now: str, target: Any) -> None:
+        moment = "before" if stage == "written" else "after"
+        if now != moment or not Path(target).name.startswith("latest" if stage == "pointed" else "step-"):
+            return
+        seen.append(target)
+        if len(seen) == 2:
+            (notes / f"staying-{os.getpid()}").touch()
+            time.sleep(60)
 
     def replace(source: Any, target: Any) -> None:
-        slow = Path(target).name.startswith("step-")
-        if slow:
-            count[0] += 1
-            (notes / f"begin-{os.getpid()}-{count[0]}").touch()
-            time.sleep(0.02)
+        here("before", target)
         real(source, target)
-        if slow:
-            (notes / f"end-{os.getpid()}-{count[0]}").touch()
+        here("after", target)
 
     files.os.replace = replace  # type: ignore[assignment]
 
