@@ -7,6 +7,7 @@ follows the reader's light or dark theme; in a file they become the colors of on
 
 from __future__ import annotations
 
+import html
 import io
 import re
 import warnings
@@ -39,6 +40,7 @@ INK, MUTED, GRID, PAGE, ACCENT, GOOD, BAD = (
     ROLES[k][0] for k in ("ink", "muted", "grid", "page", "accent", "good", "bad")
 )
 SERIES = tuple(ROLES[f"s{i}"][0] for i in range(6))
+MARGIN = 8  # around a figure in a file, in points
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
 
@@ -58,13 +60,18 @@ class Drawing:
         return text
 
     def file(self, *, dark: bool = False) -> str:
-        """For a file: the colors of one theme on its own background."""
-        text = self.svg
+        """For a file: the colors of one theme on its own background, with a margin and a size in pixels."""
+        text = self.svg.replace(' aria-hidden="true"', "")
         for stand_in, light, night in ROLES.values():
             text = text.replace(stand_in, night if dark else light)
-        background = f'<rect width="100%" height="100%" fill="{ROLES["page"][2 if dark else 1]}"/>'
-        head, tag, body = text.partition(">")
-        return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}{tag}{background}{body}\n'
+        head, _, body = text.partition(">")
+        width, height = (float(side) + 2 * MARGIN for side in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', head)[0])
+        size = f'width="{1.6 * width:.0f}" height="{1.6 * height:.0f}"'
+        head = re.sub(r'viewBox="[^"]*"', f'viewBox="{-MARGIN} {-MARGIN} {width:.1f} {height:.1f}" {size}', head)
+        color = ROLES["page"][2 if dark else 1]
+        background = f'<rect x="{-MARGIN}" y="{-MARGIN}" width="100%" height="100%" fill="{color}"/>'
+        title = f"<title>{html.escape(self.alt)}</title>"
+        return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}>{title}{background}{body}\n'
 
 
 @contextmanager

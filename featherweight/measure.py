@@ -262,9 +262,7 @@ def _file_runnable(
     session = open_session(path, backend=backend, threads=threads, precision=precision)
     port, *others = session.inputs
     if others or len(port.shape) != 4:
-        raise OptionError(
-            "measure", f"{shown(path)} wants {len(others) + 1} inputs; files with one batch of images are timed"
-        )
+        raise OptionError("measure", f"{shown(path)} takes something else; files with one batch of images are timed")
     height, width = port.shape[2:]
     if resolution is None and height and width:
         resolution = (height, width)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from featherweight.report import Kept, Report, Sample, Stage
 
 CELL_LIMIT = 300  # characters of one value in the page
-SAMPLES, VIEWS, LAYERS, SKIPPED = 24, 8, 40, 200  # how many of each are shown; report.json has all
+SAMPLES, VIEWS, LAYERS, CLASSES, SKIPPED = 24, 8, 12, 40, 200  # how many of each are shown; report.json has all
 
 
 def html(report: Report, figures: Mapping[str, drawing.Drawing] | None = None) -> str:
@@ -49,7 +49,7 @@ def _values(report: Report) -> dict[str, Any]:
         "confused": most_confused(report),
         "grid": latency_grid(report.stages),
         "curve_keys": list(dict.fromkeys(str(key) for row in report.curves for key in row)),
-        "limits": {"views": VIEWS, "layers": LAYERS, "skipped": SKIPPED},
+        "limits": {"views": VIEWS, "layers": LAYERS, "classes": CLASSES, "skipped": SKIPPED},
     }
 
 

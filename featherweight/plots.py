@@ -131,7 +131,9 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Drawing | None:
                 plot.plot(x, y, style, color=color, linewidth=1.7, marker="o", markersize=3, label=label(name))
             plot.set_title(title)
             plot.set_xlabel("epoch")
-            plot.xaxis.set_major_locator(MaxNLocator(integer=True))
+            plot.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            if plot.get_xlim()[1] - plot.get_xlim()[0] < 1:  # one epoch
+                plot.margins(x=10)
         handles, texts = axes[0].get_legend_handles_labels()
         if len(names) > 1:
             figure.legend(handles, texts, loc="outside lower center", ncols=min(4, len(names)), fontsize=8.5)

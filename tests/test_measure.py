@@ -11,8 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx_files
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 from torch.nn import functional
 
@@ -215,6 +218,33 @@ def test_what_cannot_be_timed_says_what_would() -> None:
         measure.runnable(nn.Conv2d(3, 4, 3), batch=0, resolution=(8, 8))
     with pytest.raises(TypeError, match="torch module"):
         measure.runnable(object(), resolution=(8, 8))
+
+
+def image_model(path: Path) -> Path:
+    """(N, 3, 8, 6) -> the mean of each channel, as ONNX."""
+    x = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 8, 6])
+    y = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3, 1, 1])
+    graph = helper.make_graph([helper.make_node("GlobalAveragePool", ["images"], ["logits"])], "mean", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), str(path))
+    return path
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_an_exported_file_is_raced_with_its_conditions(backend: str, tmp_path: Path) -> None:
+    pytest.importorskip(backend)
+    file = image_model(tmp_path / "mean.onnx")
+    run = measure.runnable(file, batch=4, threads=1, backend=backend)  # the resolution is known to the file
+    conditions = measure.race({"file": run}, budget_s=0.1)["file"].conditions
+    assert (conditions.batch, conditions.resolution, conditions.threads) == (4, (8, 6), 1)
+    assert (conditions.runtime, conditions.dtype) == (backend, "float32") and conditions.version
+    shown = measure.runnable(file, batch=3, images=np.ones((1, 3, 8, 6)), backend=backend)()
+    assert np.array_equal(shown["logits"].squeeze(), np.ones((3, 3)))
+
+
+def test_a_file_that_takes_no_images_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(OptionError, match="one batch of images"):
+        measure.runnable(onnx_files.write(tmp_path / "vectors.onnx"))
 
 
 def test_measurements_survive_json_and_refuse_what_they_do_not_know(tmp_path: Path) -> None:

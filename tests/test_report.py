@@ -152,6 +152,7 @@ def test_every_figure_is_well_formed_and_names_its_stages(folder: str, request: 
         root = ElementTree.parse(file).getroot()
         assert root.tag.endswith("svg")
         assert not any(node.tag.rpartition("}")[2] in ("script", "foreignObject", "a") for node in root.iter())
+        assert int(root.attrib["width"]) > 400 and int(root.attrib["height"]) > 200
         assert "#0101" not in file.read_text(encoding="utf-8")  # no stand-in color is left
     if folder == "written":
         said = "".join(ElementTree.parse(place / "plots" / "pareto.svg").getroot().itertext())
