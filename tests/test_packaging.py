@@ -24,7 +24,7 @@ import featherweight
 ROOT = wheel.ROOT
 PACKAGE = ROOT / "featherweight"
 LIMIT_BYTES = 5_000_000
-CORE = {"cyclopts", "jinja2", "matplotlib", "numpy", "onnxruntime", "pillow", "pyyaml", "rich"}
+CORE = {"cyclopts", "jinja2", "markupsafe", "matplotlib", "numpy", "onnxruntime", "pillow", "pyyaml", "rich"}
 IMPORTED_AS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "skimage": "scikit-image"}
 HELP_SECONDS = 0.3  # of processor time, on an idle machine
 
