@@ -12,7 +12,8 @@ import gc
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -103,17 +104,12 @@ def race(
     affordable = int((budget_s - (clock() - began)) / max(per_round, 1e-9))
     rounds = max(MIN_ROUNDS, min(repeats, affordable))
     turns: dict[str, list[list[float]]] = {name: [] for name in runnables}
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with _no_collection():
         for number in range(rounds):
             if number >= MIN_ROUNDS and clock() - began > budget_s:
                 break
             for name in _rotated(list(runnables), number):
                 turns[name].append(_turn(runnables[name], bursts[name], settles[name], clock))
-    finally:
-        if collecting:
-            gc.enable()
     found = {}
     for name, run in runnables.items():
         found[name] = _latency(turns[name], getattr(run, "conditions", Conditions()), warmup, load)
@@ -131,6 +127,18 @@ def _baseline(runnables: Mapping[str, object], baseline: str | None) -> str:
             "baseline", f"no {baseline!r} here; {closest(baseline, runnables)}Known: {', '.join(runnables)}."
         )
     return baseline or next(iter(runnables))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection in the middle of a timed call."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _warm(run: Callable[[], object], warmup: int, clock: Callable[[], float]) -> float:
