@@ -40,7 +40,7 @@ def launch(command: str, folder: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(300)
         process.kill()
     assert [process.exitcode for process in processes] == [0, 0]
 
@@ -50,7 +50,7 @@ def torchrun(command: str, folder: Path, *options: str) -> None:
     launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     paths = {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), "OMP_NUM_THREADS": "1"}
     program = [str(HERE / "several_processes.py"), command, str(folder)]
-    subprocess.run([*launcher, *options, *program], env={**os.environ, **paths}, timeout=240, check=True)
+    subprocess.run([*launcher, *options, *program], env={**os.environ, **paths}, timeout=900, check=True)
 
 
 @pytest.fixture(scope="module")

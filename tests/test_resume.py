@@ -29,7 +29,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole")
     process = tiny.start(folder)
-    process.join(60)
+    process.join(180)
     assert process.exitcode == 0
     return folder
 
@@ -46,7 +46,7 @@ def log(folder: Path) -> list[dict[str, object]]:
 
 def finish(folder: Path, **options: object) -> None:
     process = tiny.start(folder, **options)
-    process.join(60)
+    process.join(180)
     assert process.exitcode == 0, (folder / "notes" / "error").read_text()
 
 
@@ -103,7 +103,7 @@ def test_a_forgetful_trainer_is_noticed(whole: Path, tmp_path: Path, fault: str)
     before = checkpoint.read(tmp_path / "checkpoints" / "latest")[1]["counters"]
     assert before["position"] > 0
     process = tiny.start(tmp_path, faults=(fault,))
-    process.join(60)
+    process.join(180)
     last = checkpoint.checkpoints(tmp_path / "checkpoints")[0]
     assert last.name != NAME or weights(tmp_path) != weights(whole)
 
@@ -133,7 +133,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(whole: Path, tmp_path: Path) -
     size = kept[0].stat().st_size
     for limit in (1, size // 2, size - 1):
         process = tiny.start(tmp_path, limit=limit)
-        process.join(60)
+        process.join(180)
         error = (tmp_path / "notes" / "error").read_text()
         assert process.exitcode == 1
         assert error.startswith("StorageError")
