@@ -56,7 +56,7 @@ def _binary(aten: str, kind: str) -> None:
 for _aten, _kind in {
     "mul": "Mul", "div": "Div", "eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "maximum": "Max",
     "ge": "GreaterOrEqual", "minimum": "Min", "logical_and": "And", "__and__": "And", "logical_or": "Or",
-    "__or__": "Or", "bitwise_and": "And", "bitwise_or": "Or", "pow": "Pow",
+    "__or__": "Or", "bitwise_and": "And", "bitwise_or": "Or",
 }.items():  # fmt: skip
     _binary(_aten, _kind)
 
@@ -99,6 +99,11 @@ def rsub(g: Graph, out: Tensor, *, self: Value, other: Value, alpha: float = 1) 
 def ne(g: Graph, out: Tensor, *, self: Value, other: Value) -> str:
     dtype = _common(self, other)
     return g.op("Not", g.op("Equal", g.read(self, dtype), g.read(other, dtype)))
+
+
+@operator
+def pow_(g: Graph, out: Tensor, *, self: Value, exponent: Value) -> str:
+    return g.op("Pow", g.read(self, out.dtype), g.read(exponent, out.dtype))
 
 
 @operator
@@ -251,7 +256,8 @@ def conv2d(
 ) -> str:  # fmt: skip
     attributes: dict[str, Any] = {"strides": _pair(stride), "dilations": _pair(dilation), "group": groups}
     if padding == "same":
-        attributes["auto_pad"] = "SAME_UPPER"
+        wide = [d * (size - 1) for d, size in zip(attributes["dilations"], weight.shape[2:], strict=True)]
+        attributes["pads"] = [w // 2 for w in wide] + [w - w // 2 for w in wide]
     else:
         attributes["pads"] = [0, 0, 0, 0] if padding == "valid" else _pair(padding) * 2
     more = () if bias is None else (g.read(bias),)

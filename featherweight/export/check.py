@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import featherweight
 from featherweight.errors import OptionError
+from featherweight.methods.int8 import Quantizer
 from featherweight.modes import evaluating
 from featherweight.runtime.parity import Parity, compare
 from featherweight.runtime.preprocess import Preprocess
@@ -72,16 +74,45 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
+@contextmanager
+def rounding_noise(model: nn.Module, *, size: float = 1e-6) -> Iterator[None]:
+    """While inside, what 8-bit layers get is moved in its last bits, as another order of sums would move it."""
+    random = torch.Generator().manual_seed(0)
+
+    def move(_layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0] * (1 + size * torch.randn(args[0].shape, generator=random)), *args[1:])
+
+    hooks = [layer.register_forward_pre_hook(move) for layer in model.modules() if isinstance(layer, Quantizer)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def floor(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], task: Calls | None = None) -> Parity | None:
+    """A quantized model compared with itself under rounding noise; None for a model without 8-bit layers."""
+    if not any(isinstance(layer, Quantizer) for layer in model.modules()):
+        return None
+    batches = tuple(batches)
+    expected = _answers(model, batches, task or Plain())
+    with rounding_noise(model):
+        return compare(expected, _answers(model, batches, task or Plain()), backend="torch eager", dtype="int8")
+
+
+def _answers(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], task: Calls) -> np.ndarray:
+    with evaluating(model), torch.inference_mode():
+        found = [task.forward(model, batch).float().cpu().numpy() for batch in batches]
+    if not found:
+        raise OptionError("batches", "there are none to compare the exported file on")
+    return np.concatenate(found)
+
+
 def parity(
     model: nn.Module, session: Session, batches: Iterable[Mapping[str, Tensor]], task: Calls | None = None
 ) -> Parity:
     """How the file in the session answers to the images of the batches, compared with the model."""
-    task, name = task or Plain(), session.inputs[0].name
-    expected, got = [], []
-    with evaluating(model), torch.inference_mode():
-        for batch in batches:
-            expected.append(task.forward(model, batch).float().cpu().numpy())
-            got.append(session.run({name: batch["image"].cpu().numpy()})["logits"])
-    if not expected:
-        raise OptionError("batches", "there are none to compare the exported file on")
-    return compare(np.concatenate(expected), np.concatenate(got), backend=session.backend, dtype=session.dtype)
+    batches, name = tuple(batches), session.inputs[0].name
+    expected = _answers(model, batches, task or Plain())
+    got = np.concatenate([session.run({name: batch["image"].cpu().numpy()})["logits"] for batch in batches])
+    return compare(expected, got, backend=session.backend, dtype=session.dtype)

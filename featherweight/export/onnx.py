@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import featherweight
 from featherweight.errors import FeatherweightError, OptionError, closest, missing_extra
-from featherweight.export.check import Calls, Exported, Plain, parity
+from featherweight.export.check import Calls, Exported, Plain, floor, parity
 from featherweight.export.graph import OPSET, Unsupported
 from featherweight.export.translate import program_of, translate
 from featherweight.files import publish
@@ -75,8 +75,9 @@ def export(
         unchecked = Path(folder, "model.onnx")
         unchecked.write_bytes(data)
         session = open_session(unchecked, backend="onnxruntime")
-        found = parity(model, session, [{"image": example}] if batches is None else batches, task)
-    check(found, min_agreement=min_agreement, min_snr_db=min_snr_db)
+        seen = tuple([{"image": example}] if batches is None else batches)
+        found = parity(model, session, seen, task)
+    check(found, floor=floor(model, seen, task), min_agreement=min_agreement, min_snr_db=min_snr_db)
     publish(path, data)
     return Exported(path, found.max_abs_difference, OPSET, len(data), found)
 

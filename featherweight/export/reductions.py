@@ -78,13 +78,12 @@ def adaptive_avg_pool2d(g: Graph, out: Tensor, *, self: Value, output_size: Any)
 
 
 @operator
-def upsample_nearest2d(
-    g: Graph, out: Tensor, *, self: Value, output_size: Any = None, scale_factors: Any = None
-) -> str:
-    scales = [float(b) / float(a) for a, b in zip(self.shape[-2:], out.shape[-2:], strict=True)]
+def upsample_nearest2d(g: Graph, out: Tensor, *, self: Value = None, input: Value = None, **sizes: Any) -> str:  # noqa: A002
+    x = input if self is None else self
+    scales = [float(b) / float(a) for a, b in zip(x.shape[-2:], out.shape[-2:], strict=True)]
     factors = g.constant(torch.tensor([1.0, 1.0, *scales]))
-    return g.op("Resize", g.read(self), "", factors, mode="nearest", nearest_mode="floor",
-                coordinate_transformation_mode="asymmetric")  # fmt: skip
+    how = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
+    return g.op("Resize", g.read(x), "", factors, **how)
 
 
 # Normalization -------------------------------------------------------------------------------------------------------
