@@ -9,6 +9,7 @@ the record too and a digest over all its bytes, so it can travel alone. Not here
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,8 @@ def load(path: str | Path, base: nn.Module | None = None) -> nn.Module:
 
 def is_artifact(path: str | Path) -> bool:
     """Whether a folder with our record, or a weights file of ours by its name, stands at this path."""
-    path = Path(path)
-    return (path / RECORD).is_file() or (path.suffix == ".safetensors" and path.is_file())
+    path = Path(path)  # os.path, because a text too long for a file's name is a no, too
+    return os.path.isfile(path / RECORD) or (path.suffix == ".safetensors" and os.path.isfile(path))
 
 
 def record_of(model: nn.Module) -> Record | None:

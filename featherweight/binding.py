@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -17,61 +16,86 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from .errors import InputError, closest, shown
+from .errors import InputError, OptionError, closest, shown
 
 
 @dataclass(frozen=True)
 class Within:
-    """The range of a number, ends included unless `open_low`."""
+    """The range of a number, ends included unless they are open."""
 
     low: float
     high: float
     open_low: bool = False
+    open_high: bool = False
 
     def holds(self, value: float) -> bool:
-        return (
-            math.isfinite(value) and (self.low < value if self.open_low else self.low <= value) and value <= self.high
-        )
+        above = self.low < value if self.open_low else self.low <= value
+        return above and (value < self.high if self.open_high else value <= self.high)
 
     def __str__(self) -> str:
-        return f"{'above ' if self.open_low else ''}{self.low:g}{' up to ' if self.open_low else '..'}{self.high:g}"
+        if not (self.open_low or self.open_high):
+            return f"{self.low:g}..{self.high:g}"
+        low, high = ("above" if self.open_low else "from"), ("to below" if self.open_high else "to")
+        return f"{low} {self.low:g} {high} {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Of a list: at least one entry."""
+
+    def holds(self, value: Sequence[Any]) -> bool:
+        return len(value) > 0
+
+    def __str__(self) -> str:
+        return "a list of at least one"
 
 
 Ratio = Annotated[float, Within(0.0, 1.0)]
 
 
 def bind(
-    target: Callable[..., Any], data: Mapping[str, Any], where: str, path: str | Path, *, skip: Sequence[str] = ()
+    target: Callable[..., Any],
+    data: Mapping[str, Any],
+    where: str,
+    path: str | Path,
+    *,
+    skip: Sequence[str] = (),
+    also: Sequence[str] = (),
 ) -> Any:
-    """A dataclass made from `data`; for a function, the checked options as a dict (its first parameter is not one).
+    """A dataclass made from `data`; for a function, its keyword-only options as a checked dict.
 
-    Raises InputError(path, reason, "where.key: ...").
+    skip: names that are not to be set here; also: further names a message may suggest. Raises InputError(path, reason,
+    "where.key: ...").
     """
-    hints = typing.get_type_hints(target, include_extras=True)
-    names = [name for name in inspect.signature(target).parameters if name not in skip]
-    known = {name: hints[name] for name in (names if dataclasses.is_dataclass(target) else names[1:])}
+    known = {name: kind for name, kind in options_of(target).items() if name not in skip}
     found = {}
     for key, value in data.items():
         place = f"{where}.{key}".lstrip(".") if isinstance(key, str) else where
         if key not in known:
-            listed = f"Known: {', '.join(known)}." if known else "It takes no options."
-            raise InputError(
-                path,
-                "unknown_key",
-                f"{where or 'top level'}: no {shown(key, limit=60)!r} here; {closest(str(key), known)}{listed}",
-            )
+            names = [*also, *known]
+            listed = f"Known: {', '.join(names)}." if names else "It takes no options."
+            text = f"no {shown(key, limit=60)!r} here; {closest(str(key), names)}{listed}"
+            raise InputError(path, "unknown_key", f"{where or 'top level'}: {text}")
         found[key] = _value(known[key], value, place, path)
     if not dataclasses.is_dataclass(target):
         return found
-    fields = {f.name: f for f in dataclasses.fields(target)}
-    for name in known:
-        if (
-            name not in found
-            and fields[name].default is dataclasses.MISSING
-            and fields[name].default_factory is dataclasses.MISSING
-        ):
-            raise InputError(path, "missing_key", f"{where or 'top level'}: needs {name!r}")
-    return target(**found)
+    for field in dataclasses.fields(target):
+        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if needed and field.name in known and field.name not in found:
+            raise InputError(path, "missing_key", f"{where or 'top level'}: needs {field.name!r}")
+    try:
+        return target(**found)
+    except OptionError as error:
+        raise InputError(path, "out_of_range", f"{where}: {error}".removeprefix(": ")) from None
+
+
+def options_of(target: Callable[..., Any]) -> dict[str, Any]:
+    """Name -> annotation of what can be set: the fields of a dataclass, the keyword-only parameters of a function."""
+    hints = typing.get_type_hints(target, include_extras=True)
+    if dataclasses.is_dataclass(target):
+        return {field.name: hints[field.name] for field in dataclasses.fields(target)}
+    parameters = inspect.signature(target).parameters.values()
+    return {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def _value(kind: Any, value: Any, place: str, path: str | Path) -> Any:
@@ -79,7 +103,7 @@ def _value(kind: Any, value: Any, place: str, path: str | Path) -> Any:
     if origin is Annotated:
         bound = _value(args[0], value, place, path)
         for rule in args[1:]:
-            if isinstance(rule, Within) and bound is not None and not rule.holds(bound):
+            if isinstance(rule, (Within, Filled)) and bound is not None and not rule.holds(bound):
                 raise InputError(path, "out_of_range", f"{place}: {_short(value)} is not {rule}")
         return bound
     if origin in (typing.Union, types.UnionType):
@@ -104,7 +128,8 @@ def _value(kind: Any, value: Any, place: str, path: str | Path) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise InputError(path, "bad_type", f"{place}: must be a mapping, not {_short(value)}")
-        return {_value(args[0], k, place, path): _value(args[1], v, f"{place}.{k}", path) for k, v in value.items()}
+        keys = [_value(args[0], key, f"{place}: a key", path) for key in value]
+        return {key: _value(args[1], value[key], f"{place}.{key}", path) for key in keys}
     return _scalar(kind, value, place, path)
 
 

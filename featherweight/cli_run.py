@@ -124,7 +124,7 @@ def compress(
     screen.say(_headline())
     overrides = [*_given(seed=seed, threads=threads), *(sets or [])]
     if max_bad is not None:
-        overrides += ["data.source=digits", f"data.max_bad={max_bad}"]  # the source is put in its place below
+        overrides.append(f"data.max_bad={max_bad}")
     from featherweight.runs import compress as start
 
     named = name or options.fresh_name(project, "compress", data)

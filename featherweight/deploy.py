@@ -166,12 +166,12 @@ def _race(work: Work, size: int, repeats: int, budget_s: float, image: np.ndarra
     """All stages in all runtimes in turns; each against the first stage in torch."""
     text = f"racing {len(work.stages)} stages in {len(RUNTIMES) + 1} runtimes at batch {size}"
     work.tell({"event": "note", "text": text})
+    known: dict[str, Any] = {"batch": size, "images": image, "threads": work.recipe.threads}
     ready = {}
     for stage in work.stages:
-        ready[f"{stage.place.name}|{EAGER}"] = measure.runnable(stage.model, batch=size, images=image)
+        ready[f"{stage.place.name}|{EAGER}"] = measure.runnable(stage.model, **known)
         for runtime in RUNTIMES:
-            file = measure.runnable(exported(work, stage), batch=size, images=image, backend=runtime)
-            ready[f"{stage.place.name}|{runtime}"] = file
+            ready[f"{stage.place.name}|{runtime}"] = measure.runnable(exported(work, stage), backend=runtime, **known)
     return measure.race(ready, repeats=repeats, budget_s=budget_s)
 
 

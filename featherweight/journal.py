@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A log for `fit`: one JSON object per line, each row exactly once however often the run was killed."""
+"""A log for `fit`: one JSON object per line, each row once however often the run was killed; also as a table."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import warnings
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featherweight.errors import StorageError, shown
+from featherweight.files import publish
 
 
 class Journal:
@@ -54,3 +57,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not abs(value) < float("inf"):
         return None
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def write_metrics(folder: Path) -> None:
+    """metrics.csv of a run: one row for every epoch of every step, from the steps' journals."""
+    rows = []
+    for path in sorted(folder.glob("steps/*/journal.jsonl")):
+        for row in Journal(path).rows():
+            if row["event"] == "epoch":
+                flat = {"stage": path.parent.name, "epoch": row["epoch"], "step": row["step"], "loss": row["loss"]}
+                flat |= {f"loss_{name}": value for name, value in row["terms"].items()}
+                flat |= {f"val_{k}": v for k, v in row.get("validation", {}).items() if isinstance(v, (int, float))}
+                rows.append(flat)
+    if rows:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        publish(folder / "metrics.csv", text.getvalue().encode())

@@ -2,21 +2,25 @@
 """Whether a step helped on this machine within the budget, and whether the budget was met at the end.
 
 A step is kept if the model still answers well enough on the validation part and the exported file became faster (the
-95 % interval of the paired ratio lies above 1) or, where bytes are what is asked for, smaller. Accuracy and latency are
-those of the exported file in the runtime the budget names.
+95 % interval of the paired ratio lies above 1) or, where bytes are what is asked for, smaller; a step that only trains,
+if nothing was lost. Accuracy and latency are those of the exported file in the runtime the budget names.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 from . import measure
 from .budget import Goal, goal
 from .deploy import evaluate_file, exported
-from .errors import CheckFailed
+from .errors import CheckFailed, shown
 from .recipe import Budget
 from .work import Stage, Work
+
+TRAINS = ("baseline", "train", "distill")  # steps after which the model is as large as before
+RACE_SECONDS = 4.0
 
 
 def judged(before: Work, after: Work) -> Work:
@@ -27,7 +31,7 @@ def judged(before: Work, after: Work) -> Work:
     wanted = goal(budget)
     start, last, new = after.stages[0], kept_stages(before)[-1], after.stages[-1]
     found = after.once_data("judged", lambda: _compare(after, start, last, new, budget))
-    kept, reason = verdict(found, wanted)
+    kept, reason = verdict(found, wanted, trains=work_of(after.step) in TRAINS)
     after.tell({"event": "judged", "title": new.title, "kept": kept, "reason": reason})
     stage = dataclasses.replace(new, kept=kept, reason=reason)
     stages = (*after.stages[:-1], stage)
@@ -38,11 +42,19 @@ def kept_stages(work: Work) -> list[Stage]:
     return [stage for stage in work.stages if stage.kept]
 
 
-def verdict(found: dict[str, Any], wanted: Goal) -> tuple[bool, str]:
-    """Kept or not, and the reason in words."""
+def work_of(step: str) -> str:
+    """The name of the step that a numbered folder is of."""
+    return step.partition("-")[2]
+
+
+def verdict(found: dict[str, Any], wanted: Goal, *, trains: bool = False) -> tuple[bool, str]:
+    """Kept or not, and the reason in words; a step that only trains is asked for its answers, not its speed."""
     drop = found["start_top1"] - found["top1"]
     if drop > wanted.max_drop + 1e-12:
         return False, f"{100 * drop:.1f} points lost, {100 * wanted.max_drop:g} allowed"
+    if trains:
+        gain = found["top1"] - found["last_top1"]
+        return gain >= 0, f"{100 * gain:+.1f} points"
     if measure.faster(found["ratio"], tuple(found["interval"])):
         return True, f"{found['ratio']:.2f}x faster"
     smaller = found["last_bytes"] / found["bytes"]
@@ -52,59 +64,64 @@ def verdict(found: dict[str, Any], wanted: Goal) -> tuple[bool, str]:
 
 
 def _compare(work: Work, start: Stage, last: Stage, new: Stage, budget: Budget) -> dict[str, Any]:
-    files = {name: exported(work, stage) for name, stage in (("start", start), ("last", last), ("new", new))}
+    """Accuracy, latency and bytes of three stages' files; stages that are one are measured as one."""
+    stages = {"last": last, "start": start, "new": new}
+    names = {stage.place: name for name, stage in reversed(stages.items())}
+    files = {names[stage.place]: exported(work, stage) for stage in stages.values()}
     top1 = {name: evaluate_file(work, path, "val", budget.backend)["top1"] for name, path in files.items()}
     images = next(iter(work.batches("val", size=1, limit=1).epoch(0)))["image"].numpy()
-    race = measure.race(
-        {
-            name: measure.runnable(files[name], batch=1, images=images, backend=budget.backend)
-            for name in ("last", "start", "new")
-        },
-        baseline="last",
-        budget_s=4.0,
-        repeats=100,
-    )
+    known: dict[str, Any] = {"batch": 1, "images": images, "backend": budget.backend, "threads": work.recipe.threads}
+    ready = {name: measure.runnable(path, **known) for name, path in files.items()}
+    race = measure.race(ready, baseline="last", budget_s=RACE_SECONDS, repeats=100)
+    own = {name: names[stage.place] for name, stage in stages.items()}
+    found = race[own["new"]]
     return {
-        "top1": top1["new"],
-        "start_top1": top1["start"],
+        "top1": top1[own["new"]],
+        "start_top1": top1[own["start"]],
         "last_top1": top1["last"],
-        "ratio": race["new"].ratio,
-        "interval": list(race["new"].ratio_interval or (0.0, 0.0)),
-        "latency_ms": race["new"].median_ms,
-        "start_ms": race["start"].median_ms,
-        "bytes": files["new"].stat().st_size,
+        "ratio": found.ratio or 1.0,
+        "interval": list(found.ratio_interval or (1.0, 1.0)),
+        "latency_ms": found.median_ms,
+        "start_ms": race[own["start"]].median_ms,
+        "bytes": files[own["new"]].stat().st_size,
         "last_bytes": files["last"].stat().st_size,
-        "start_bytes": files["start"].stat().st_size,
+        "start_bytes": files[own["start"]].stat().st_size,
     }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run reached of what its budget asked for."""
+
+    met: bool
+    asked: str
+    reached: str = ""
+
+
+def outcome(work: Work) -> Outcome:
+    """Start against what is left, in the budget's runtime at batch 1."""
+    budget, stages = work.recipe.budget or Budget(), kept_stages(work)
+    wanted = goal(budget)
+    asked = f"at most {budget.max_drop} of top-1 lost"
+    if wanted.kind is None:
+        return Outcome(True, asked)
+    found = work.once_data("final", lambda: _compare(work, stages[0], stages[0], stages[-1], budget))
+    value = {"speed": found["start_ms"] / found["latency_ms"]}.get(wanted.kind, found.get(wanted.kind, 0.0))
+    met = value >= wanted.value if wanted.kind == "speed" else value <= wanted.value
+    words = {"speed": f"{value:.2f}x", "latency_ms": f"{value:.2f} ms", "bytes": f"{value / 1e6:.2f} MB"}
+    return Outcome(met, f"{asked}, {budget.target}", words[wanted.kind])
 
 
 def check_budget(work: Work) -> None:
     """Raises CheckFailed if what is left does not meet the target; the artefacts are saved by then."""
     budget = work.recipe.budget or Budget()
-    wanted = goal(budget)
-    if wanted.kind is None:
+    if budget.target is None:
         return
-    found = work.results.get("final") or final_numbers(work)
-    values = {
-        "speed": found["start_ms"] / found["latency_ms"],
-        "latency_ms": found["latency_ms"],
-        "bytes": found["bytes"],
-    }
-    value = values[wanted.kind]
-    met = value >= wanted.value if wanted.kind == "speed" else value <= wanted.value
-    work.tell({"event": "budget", "met": met, "target": budget.target, "reached": value, "kind": wanted.kind})
-    if not met:
-        said = {"speed": f"{value:.2f}x", "latency_ms": f"{value:.2f} ms", "bytes": f"{value / 1e6:.2f} MB"}[
-            wanted.kind
-        ]
+    found = outcome(work)
+    work.tell({"event": "budget", "met": found.met, "target": budget.target, "reached": found.reached})
+    if not found.met:
         steps = sum(stage.kept for stage in work.stages[1:])
         raise CheckFailed(
-            f"target {budget.target} was missed: {said} after {steps} of {len(work.stages) - 1} steps that helped; "
-            f"everything is saved in {work.folder}. Allow a larger max_drop, or add steps"
+            f"target {budget.target} was missed: {found.reached} after {steps} of {len(work.stages) - 1} steps that "
+            f"helped; everything is saved in {shown(work.folder)}. Allow a larger max_drop, or add steps"
         )
-
-
-def final_numbers(work: Work) -> dict[str, Any]:
-    """Start against what is left, in the budget's runtime at batch 1."""
-    budget, stages = work.recipe.budget or Budget(), kept_stages(work)
-    return _compare(work, stages[0], stages[0], stages[-1], budget)

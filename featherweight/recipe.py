@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
-import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +18,9 @@ from typing import Annotated, Any, Literal
 
 from .binding import Ratio, Within, bind
 from .doors import yaml
-from .errors import InputError, OptionError, closest
+from .errors import InputError, OptionError, closest, shown
+from .overrides import override
+from .vetting import known_task, vet
 
 SCHEMA = 1
 TASKS = {
@@ -47,7 +48,7 @@ class Train:
     warmup: Annotated[float, Within(0.0, 1.0)] = 0.05  # share of the steps
     min_ratio: Annotated[float, Within(0.0, 1.0)] = 0.01  # of lr, at the end of the cosine
     clip: Annotated[float, Within(0.0, 1e6, open_low=True)] | None = 1.0
-    ema: Annotated[float, Within(0.0, 1.0)] | None = None
+    ema: Annotated[float, Within(0.0, 1.0, open_high=True)] | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     label_smoothing: Annotated[float, Within(0.0, 0.9)] = 0.0
     augment: Mapping[str, Any] = field(default_factory=dict)  # fields of data.transforms.Augment
@@ -114,61 +115,52 @@ def builtin(name: str) -> Path:
     """The file of a recipe that ships with the package."""
     folder = Path(str(files("featherweight") / "recipes"))
     path = folder / f"{name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         known = sorted(p.stem for p in folder.glob("*.yaml"))
         raise OptionError(
-            "recipe", f"no {name!r}; {closest(name, known)}Known: {', '.join(known)}, or the path of a file"
+            "recipe",
+            f"no {shown(name, limit=60)!r}; {closest(name, known)}Known: {', '.join(known)}, or the path of a file",
         )
     return path
 
 
-def read(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe in a file, or the one of that name in the package, with `key=value` overrides."""
+def read(path: str | Path, overrides: Iterable[str] = (), **options: Any) -> Recipe:
+    """The recipe in a file, or the one of that name in the package; the rest is as in `parse`."""
     path = Path(path)
-    if not path.suffix and not path.exists():
+    if not path.suffix and not os.path.isfile(path):
         path = builtin(str(path))
-    return parse(yaml.read(path), path, overrides)
+    return parse(yaml.read(path), path, overrides, **options)
 
 
-def parse(data: str | Mapping[str, Any], name: str | Path = "recipe", overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe in a text or mapping. Raises InputError about `name`: where, what, and what would be right."""
+def parse(
+    data: str | Mapping[str, Any],
+    name: str | Path = "recipe",
+    overrides: Iterable[str] = (),
+    *,
+    given: Mapping[str, Any] | None = None,
+    partial: bool = False,
+) -> Recipe:
+    """The recipe in a text or mapping. Raises InputError about `name`: where, what, and what would be right.
+
+    given: fields that take the place of the recipe's own; overrides: `key=value`, over both. partial: the recipe need
+    not name a model.
+    """
     raw = yaml.parse(data, name) if isinstance(data, str) else data
     if not isinstance(raw, Mapping):
         raise InputError(name, "bad_schema", "a recipe is a mapping: model, data, steps ...")
-    raw = override(dict(raw), overrides, name)
+    fields = [field.name for field in dataclasses.fields(Recipe) if field.name != "source"]
+    raw = override({**raw, **(given or {})}, overrides, fields=fields)
     version = raw.pop("schema", SCHEMA)
     if version != SCHEMA or isinstance(version, bool):
-        raise InputError(
-            name, "version", f"schema {version!r}: this version reads schema {SCHEMA}; update featherweight"
-        )
+        text = f"schema {shown(repr(version), limit=60)}: this version reads schema {SCHEMA}; update featherweight"
+        raise InputError(name, "version", text)
     steps = _steps(raw.pop("steps", ["train"]), name)
     raw = {key: _short(key, value) for key, value in raw.items()}
-    recipe: Recipe = bind(Recipe, raw, "", name, skip=("steps", "schema", "source"))
-    if recipe.task not in TASKS:
-        raise InputError(
-            name, "unknown_name", f"task: no {recipe.task!r}; {closest(recipe.task, TASKS)}Known: {', '.join(TASKS)}"
-        )
-    if not re.fullmatch(r"[\w][\w .@+-]{0,99}", recipe.name) or recipe.name.endswith((" ", ".")):
-        raise InputError(
-            name,
-            "bad_name",
-            f"name: {recipe.name!r} is not up to 100 letters, digits, space or . _ - + @; it names a folder",
-        )
-    _known_model(recipe, name)
-    return dataclasses.replace(recipe, task=TASKS[recipe.task], steps=steps, source=str(name))
-
-
-def _known_model(recipe: Recipe, name: str | Path) -> None:
-    from .models import zoo
-
-    for where in ("model", "teacher"):
-        spec: ModelSpec | None = getattr(recipe, where)
-        if spec is None or spec.name.startswith("timm:") or Path(spec.name).exists():
-            continue
-        try:
-            zoo.entry(spec.name)
-        except OptionError as error:
-            raise InputError(name, "unknown_name", f"{where}: {error.text}, or the path of a model folder") from None
+    recipe: Recipe = bind(Recipe, raw, "", name, skip=("steps", "schema", "source"), also=("steps", "schema"))
+    task = known_task(recipe.task, TASKS, name)
+    recipe = dataclasses.replace(recipe, task=task, steps=steps, source=str(name))
+    vet(recipe, name, partial=partial)
+    return recipe
 
 
 def _short(key: str, value: Any) -> Any:
@@ -178,13 +170,12 @@ def _short(key: str, value: Any) -> Any:
     if key == "data":
         if isinstance(value, str):
             return {"source": value}
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and "source" in value:
             own = {field.name for field in dataclasses.fields(DataSpec)}
-            options = {k: v for k, v in value.items() if k not in own}
-            return {
-                **{k: v for k, v in value.items() if k in own},
-                **({"options": {**value.get("options", {}), **options}} if options else {}),
-            }
+            beside = {k: v for k, v in value.items() if k not in own}
+            inside = value.get("options", {})
+            if beside and isinstance(inside, Mapping):
+                return {**{k: v for k, v in value.items() if k in own}, "options": {**inside, **beside}}
     return value
 
 
@@ -193,6 +184,8 @@ def _steps(items: Any, name: str | Path) -> tuple[Step, ...]:
 
     if not isinstance(items, Sequence) or isinstance(items, str):
         raise InputError(name, "bad_type", "steps: must be a list, each entry a name or `name: {options}`")
+    if not items:
+        raise InputError(name, "empty", "steps: there are none; name at least one, such as `- train`")
     found = []
     for number, item in enumerate(items):
         where = f"steps[{number}]"
@@ -203,64 +196,15 @@ def _steps(items: Any, name: str | Path) -> tuple[Step, ...]:
         ((key, options),) = item.items()
         if key not in STEPS:
             raise InputError(
-                name, "unknown_name", f"{where}: no step {key!r}; {closest(key, STEPS)}Known: {', '.join(STEPS)}"
+                name,
+                "unknown_name",
+                f"{where}: no step {shown(key, limit=60)!r}; {closest(key, STEPS)}Known: {', '.join(STEPS)}",
             )
         if options is not None and not isinstance(options, Mapping):
-            raise InputError(name, "bad_type", f"{where}.{key}: must be a mapping of options, not {options!r}")
+            what = shown(repr(options), limit=60)
+            raise InputError(name, "bad_type", f"{where}.{key}: must be a mapping of options, not {what}")
         found.append(Step(key, bind(STEPS[key], options or {}, f"{where}.{key}", name)))
     return tuple(found)
-
-
-def override(raw: dict[str, Any], pairs: Iterable[str], name: str | Path) -> dict[str, Any]:
-    """`train.lr=1e-3`, `steps[2].prune.mlp=0.4` or, where a step comes once, `prune.mlp=0.4`. Returns a new mapping."""
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key.strip():
-            raise OptionError("--set", f"{pair!r} is not key=value, such as train.lr=1e-3")
-        value = yaml.parse(f"value: {text}", "--set")["value"]
-        raw = _set(raw, _path(key.strip(), raw), value, key)
-    return raw
-
-
-def _path(key: str, raw: Mapping[str, Any]) -> list[str | int]:
-    parts: list[str | int] = []
-    for part in key.split("."):
-        found = re.fullmatch(r"([\w-]+)((?:\[\d+\])*)", part)
-        if not found:
-            raise OptionError("--set", f"{key!r} is not a place, such as train.lr or steps[2].prune.mlp")
-        parts += [found[1], *map(int, re.findall(r"\d+", found[2]))]
-    fields = {f.name for f in dataclasses.fields(Recipe)}
-    if len(parts) > 1 and parts[0] not in fields:
-        steps = raw.get("steps", [])
-        places = [
-            i for i, step in enumerate(steps) if step == parts[0] or (isinstance(step, Mapping) and parts[0] in step)
-        ]
-        if len(places) != 1:
-            known = sorted({*fields, *(s if isinstance(s, str) else next(iter(s), "") for s in steps)})
-            raise OptionError(
-                "--set",
-                f"{key}: {parts[0]!r} is {len(places)} of the steps, not one; "
-                f"{closest(str(parts[0]), known)}Known: {', '.join(known)}",
-            )
-        parts = ["steps", places[0], *parts]
-    return parts
-
-
-def _set(node: Any, path: Sequence[str | int], value: Any, key: str) -> Any:
-    """The same tree with one value changed; what is on the way is copied."""
-    if not path:
-        return value
-    head, rest = path[0], path[1:]
-    if isinstance(head, int):
-        if not isinstance(node, list) or head >= len(node):
-            raise OptionError("--set", f"{key}: there is no entry {head}")
-        return [*node[:head], _set(node[head], rest, value, key), *node[head + 1 :]]
-    if isinstance(node, str):  # a short form: `- prune`, `data: digits`
-        node = {node: {}} if node == head else {"source" if key.startswith("data") else "name": node}
-    if node is not None and not isinstance(node, Mapping):
-        raise OptionError("--set", f"{key}: {head!r} has no parts of its own")
-    node = dict(node or {})
-    return {**node, head: _set(node.get(head), rest, value, key)}
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:
@@ -304,9 +248,3 @@ def _data(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _data(item) for key, item in value.items()}
     return [_data(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def options_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Name -> annotation of a step's keyword options."""
-    hints = typing.get_type_hints(function, include_extras=True)
-    return {name: hints[name] for name in list(inspect.signature(function).parameters)[1:]}

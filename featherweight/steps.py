@@ -12,13 +12,11 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-import torch
 from torch import nn
 
 from . import artifact
-from .anatomy import anatomy_of
-from .binding import Ratio, Within
-from .data import Batches
+from .beginning import start
+from .binding import Filled, Ratio, Within
 from .data.transforms import Augment
 from .errors import OptionError
 from .methods import prune as pruning
@@ -28,22 +26,21 @@ from .methods.dynamicvit import DynamicViT
 from .methods.quantize import quantize as to_int8
 from .models import zoo
 from .optim import adamw, cosine, sgd
-from .recipe import Count, Epochs, ModelSpec, Rate, Train
-from .surgery import edits_of
+from .recipe import Count, Epochs, ModelSpec, Rate
 from .train import Method, fit
 from .work import Log, Work, finished_stage
+
+CHECKPOINT_EVERY = 50  # steps of training
 
 
 def teacher(work: Work, *, epochs: Epochs | None = None, images: Count | None = None, lr: Rate | None = None) -> Work:
     """The model that teaches: as `teacher:` of the recipe names it; trained here if it comes without weights."""
     spec = work.recipe.teacher
     if spec is None:
-        raise OptionError(
-            "teacher", "the recipe has a step `teacher` but does not say which: add `teacher: resnet_digits`, say"
-        )
+        raise OptionError("teacher", "the recipe does not say which: add `teacher: resnet_digits`, say")
     model = start(spec, work)
-    if spec.weights is None and not _is_folder(spec):
-        model = work.once("model", lambda: trained(work, model, (), epochs, images, lr))
+    if spec.weights is None and not artifact.is_artifact(spec.name) and spec.name not in work.given:
+        model = work.once("model", lambda: trained(work, model, (), epochs, images, lr), spec=spec)
     return finished_stage(dataclasses.replace(work, teacher=model.eval()), "teacher", model, stays=False)
 
 
@@ -63,8 +60,8 @@ def train(work: Work, *, epochs: Epochs | None = None, images: Count | None = No
 
 def load(work: Work) -> Work:
     """The model with the weights it comes with, untrained here: the start of a compression."""
-    model = start(_model(work), work)
-    return finished_stage(dataclasses.replace(work, origin=model), "baseline", model.eval())
+    model = work.once("model", lambda: start(_model(work), work).eval())
+    return finished_stage(dataclasses.replace(work, origin=model), "baseline", model)
 
 
 def distill(
@@ -93,20 +90,22 @@ def tokens(
     work: Work,
     *,
     keep: Annotated[float, Within(0.0, 1.0, open_low=True)] = 0.7,
-    at: Sequence[int] | None = None,
+    at: Annotated[Sequence[Annotated[int, Within(0, 1000)]], Filled()] | None = None,
     ratio_weight: Annotated[float, Within(0.0, 1e6)] = 2.0,
     distill_weight: Annotated[float, Within(0.0, 1e6)] = 0.5,
     token_weight: Annotated[float, Within(0.0, 1e6)] = 0.5,
+    predictor_lr: Annotated[float, Within(0.0, 1e6, open_low=True)] = 10.0,
     epochs: Epochs | None = None,
     images: Count | None = None,
     lr: Rate | None = None,
 ) -> Work:
-    """Drop tokens (DynamicViT), with the model as it was as the teacher."""
+    """Drop tokens (DynamicViT), taught by the model as it was; predictors learn `predictor_lr` times as fast."""
     before = current(work)
     weights = {"ratio_weight": ratio_weight, "distill_weight": distill_weight, "token_weight": token_weight}
     method = DynamicViT(copy.deepcopy(before).eval(), keep=keep, at=tuple(at) if at else None, **weights)
     methods = (*work.methods, method)
-    model = work.once("model", lambda: trained(work, before, methods, epochs, images, lr))
+    groups = {"*.score_predictor.*": predictor_lr}
+    model = work.once("model", lambda: trained(work, before, methods, epochs, images, lr, groups))
     return finished_stage(dataclasses.replace(work, methods=methods), f"tokens (keep {keep:g})", model)
 
 
@@ -155,7 +154,10 @@ def quantize(
 
 
 def export(
-    work: Work, *, formats: Sequence[Literal["onnx", "openvino"]] = ("onnx", "openvino"), images: Count = 128
+    work: Work,
+    *,
+    formats: Annotated[Sequence[Literal["onnx", "openvino"]], Filled()] = ("onnx", "openvino"),
+    images: Count = 128,
 ) -> Work:
     """The files a runtime loads, each checked against the model on real images; a failed check fails the run."""
     from .deploy import export_model
@@ -166,7 +168,7 @@ def export(
 def measure(
     work: Work,
     *,
-    batch: Sequence[Annotated[int, Within(1, 4096)]] = (1, 32),
+    batch: Annotated[Sequence[Annotated[int, Within(1, 4096)]], Filled()] = (1, 32),
     repeats: Annotated[int, Within(6, 100_000)] = 60,
     budget_s: Annotated[float, Within(0.1, 86_400.0)] = 4.0,
     part: Literal["val", "test"] = "test",
@@ -208,55 +210,22 @@ def _model(work: Work) -> ModelSpec:
     return work.recipe.model
 
 
-def _is_folder(spec: ModelSpec) -> bool:
-    return artifact.is_artifact(spec.name)
-
-
-def start(spec: ModelSpec, work: Work) -> nn.Module:
-    """The model a spec names, with as many classes as the data."""
-    given = work.given.get(spec.name)
-    if given is not None:
-        return copy.deepcopy(given)
-    if _is_folder(spec):
-        model = artifact.load(spec.name)
-    elif spec.weights == "shipped":
-        model = artifact.load(zoo.shipped_weights(spec.name))
-    else:
-        torch.manual_seed(work.recipe.seed)
-        model = zoo.create(spec.name, **{"num_classes": len(work.data.classes), **spec.config})
-        if spec.weights is not None:
-            model = artifact.load_weights(model, spec.weights)
-    return _check_classes(model, spec, work)
-
-
-def _check_classes(model: nn.Module, spec: ModelSpec, work: Work) -> nn.Module:
-    """The model if it knows the data's classes; with `reset_head` a new classifier takes the place of another one."""
-    record = artifact.record_of(model)
-    names, wanted = record.classes if record else (), work.data.classes
-    if not names or names == wanted:
-        return model
-    if spec.reset_head:
-        torch.manual_seed(work.recipe.seed)
-        return artifact.with_classes(model, len(wanted))
-    shown = [f"{len(some)} ({', '.join(some[:4])}{' ...' if len(some) > 4 else ''})" for some in (names, wanted)]
-    raise OptionError(
-        "data", f"{spec.name} knows the classes {shown[0]}, the data has {shown[1]}; reset_head trains a new classifier"
-    )
-
-
 def trained(
-    work: Work, model: nn.Module, methods: Sequence[Method], epochs: int | None, images: int | None, lr: float | None
+    work: Work,
+    model: nn.Module,
+    methods: Sequence[Method],
+    epochs: int | None,
+    images: int | None,
+    lr: float | None,
+    groups: Mapping[str, float] | None = None,
 ) -> nn.Module:
     """`fit` with the recipe's options; it goes on from the step's checkpoint where one is."""
-    plan: Train = work.recipe.train
     given: Mapping[str, Any] = {"epochs": epochs, "images": images, "lr": lr}
-    plan = dataclasses.replace(plan, **{key: value for key, value in given.items() if value is not None})
-    optimizer = (
-        adamw(plan.lr, weight_decay=plan.weight_decay)
-        if plan.optimizer == "adamw"
-        else sgd(plan.lr, weight_decay=plan.weight_decay)
-    )
-    seen = work.batches("train", limit=plan.images, augment=Augment(**plan.augment) if plan.augment else None)
+    plan = dataclasses.replace(work.recipe.train, **{key: value for key, value in given.items() if value is not None})
+    known: dict[str, Any] = {"weight_decay": plan.weight_decay, "groups": groups}
+    optimizer = adamw(plan.lr, **known) if plan.optimizer == "adamw" else sgd(plan.lr, **known)
+    augment = Augment(**{**plan.augment, "num_classes": len(work.data.classes)}) if plan.augment else None
+    seen = work.batches("train", limit=plan.images, augment=augment)
     judge = work.batches("val", limit=plan.validate_images)
     work.tell(
         {"event": "train", "epochs": plan.epochs, "steps": seen.steps_per_epoch, "images": seen.samples_per_epoch}
@@ -275,17 +244,6 @@ def trained(
         seed=work.recipe.seed,
         log=Log(work),
         checkpoint=work.place / "checkpoints",
+        checkpoint_every=CHECKPOINT_EVERY,
         validate=lambda m: work.task.evaluate(m, judge.epoch(0)),
     )
-
-
-def describes(model: nn.Module) -> bool:
-    """Whether the methods for transformers know this model's parts."""
-    try:
-        anatomy_of(model)
-    except TypeError:
-        return False
-    return True
-
-
-__all__ = ["STEPS", "Batches", "current", "describes", "edits_of", "start", "trained"]

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from . import measure, page, recipe, tables
 from . import report as reports
 from .data.digits import CREDITS
 from .deploy import EAGER, RUNTIMES
 from .doors import json as strict_json
+from .doors import yaml as strict_yaml
 from .errors import OptionError
+from .judge import outcome
 from .measure import Measurement
 from .methods.dynamicvit import SparseBlocks, recording
 from .report import Export, Kept, Report, Sample, TokenView
@@ -37,7 +38,7 @@ def write_report(work: Work, *, samples: int) -> Work:
     base, small = (np.array(rows[i]["predictions"][RUNTIMES[0]]) for i in (0, last))
     labels, classes = np.array(found["labels"]), work.data.classes
     example = next(iter(work.batches("val", size=1, limit=1).epoch(0)))["image"]
-    final = work.stages[last]
+    final, reached = work.stages[last], outcome(work) if work.recipe.budget else None
     page_of = Report(
         title=f"{work.recipe.name}: {work.stages[0].title} to {final.title}",
         command=f"featherweight run {work.folder / 'config.yaml'}",
@@ -53,10 +54,13 @@ def write_report(work: Work, *, samples: int) -> Work:
         layers=tuple(dataclasses.asdict(layer) for layer in measure.layers(final.model, example)),
         exports=tuple(_export(item) for item in work.results.get("exports", ())),
         environment=strict_json.read(work.folder / "env.json"),
-        recipe=yaml.safe_dump(recipe.plain(work.recipe), sort_keys=False, allow_unicode=True),
+        recipe=strict_yaml.write(recipe.plain(work.recipe)),
         fingerprint=work.data.fingerprint,
         skipped=tuple({"path": s.path, "reason": s.reason} for s in work.data.skipped),
         notes=_notes(found),
+        warnings=work.left_out,
+        budget=reached.asked if reached else "",
+        budget_met=reached.met if reached else None,
         license=CREDITS if work.data.format == "digits" else "",
         seed=work.recipe.seed,
     )

@@ -21,9 +21,9 @@ from .data import Batches, Data
 from .doors import json as strict_json
 from .errors import OptionError
 from .journal import Journal
-from .models import zoo
-from .recipe import Recipe
+from .recipe import ModelSpec, Recipe
 from .runtime.preprocess import Preprocess
+from .runtime.record import RECORD, Record
 from .train import Method
 
 Tell = Callable[[Mapping[str, Any]], None]
@@ -93,14 +93,15 @@ class Work:
             limit=limit,
         )
 
-    def once(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-        """The model that `make` makes, made only if this step has not saved it yet."""
+    def once(self, name: str, make: Callable[[], nn.Module], *, spec: ModelSpec | None = None) -> nn.Module:
+        """The model that `make` makes, made only if this step has not saved it yet; `spec` says whose it is."""
         folder = self.place / name
-        if (folder / "model.json").is_file():
+        if (folder / RECORD).is_file():
             self.tell({"event": "note", "text": f"{self.step}: found as it was left"})
-            return artifact.load(folder, base=self._base())
-        model = make()
-        artifact.save(model, folder, classes=self.data.classes, preprocess=self.preprocess)
+            model = artifact.load(folder, base=self._base(folder, spec or self.recipe.model))
+        else:
+            model = make()
+            artifact.save(model, folder, classes=self.data.classes, preprocess=self.preprocess)
         shutil.rmtree(self.place / "checkpoints", ignore_errors=True)
         return model
 
@@ -111,13 +112,10 @@ class Work:
             files.publish(path, json.dumps(make(), allow_nan=False).encode())
         return strict_json.read(path)
 
-    def _base(self) -> nn.Module | None:
-        spec = self.recipe.model
-        return (
-            self.given.get(spec.name)
-            if spec and spec.name in self.given and zoo.base_of(self.given[spec.name]) is None
-            else None
-        )
+    def _base(self, folder: Path, spec: ModelSpec | None) -> nn.Module | None:
+        """The module that was given, for a model that only its maker can build."""
+        record = Record.from_text((folder / RECORD).read_text(), folder / RECORD)
+        return self.given.get(spec.name) if record.base is None and spec else None
 
 
 def finished_stage(work: Work, title: str, model: nn.Module, *, stays: bool = True) -> Work:

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import OptionError, closest, missing_extra
+from ..errors import OptionError, closest, missing_extra, shown
 from ..runtime.preprocess import Preprocess
 from . import resnet, vit
 
@@ -145,6 +145,17 @@ def entry(name: str) -> Entry:
     return found
 
 
+def check(name: str, **config: Any) -> None:
+    """OptionError for what `create` would refuse, found before anything is built."""
+    if name.startswith("timm:"):
+        _check_timm(name.removeprefix("timm:"), config)
+        return
+    line = entry(name)
+    fields = FAMILIES[line.family][1]
+    _check(config, fields, line.family)
+    fields(**{**line.config, **config})
+
+
 def create(name: str, **config: Any) -> nn.Module:
     """The named model with random weights; `config` overrides fields of its configuration (`num_classes`, ...)."""
     if name.startswith("timm:"):
@@ -179,12 +190,14 @@ def base_of(model: nn.Module) -> dict[str, Any] | None:
 def preprocess_of(name: str, model: nn.Module | None = None, config: Mapping[str, Any] | None = None) -> Preprocess:
     """How this model's pictures are prepared: the table's line, timm's own data, or ImageNet's at the model's size."""
     if name.startswith("timm:"):
-        return _timm_preprocess(model if model is not None else create(name, **(config or {})))
+        own: Any = (config or {}).get("img_size")
+        found = _timm_preprocess(model if model is not None else create(name, **(config or {})))
+        return found if own is None else replace(found, size=(own, own) if isinstance(own, int) else tuple(own))
     if _ALIASES.get(name, name) in ZOO:
         found = entry(name).preprocess
         size = (config or {}).get("image_size")
         return found if size is None else replace(found, size=tuple(size))
-    own: Any = getattr(getattr(model, "config", None), "image_size", (224, 224))
+    own = getattr(getattr(model, "config", None), "image_size", (224, 224))
     return replace(IMAGENET, size=(own, own) if isinstance(own, int) else tuple(own))
 
 
@@ -246,23 +259,25 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _timm(name: str, config: Mapping[str, Any]) -> nn.Module:
+    _check_timm(name, config)
+    import timm
+
+    return timm.create_model(name, pretrained=False, **config)
+
+
+def _check_timm(name: str, config: Mapping[str, Any]) -> None:
     if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)?", name):
-        raise OptionError("model", f"'timm:{name}' is not a name of timm's: letters, digits, _ and one dot")
+        raise OptionError("model", f"'timm:{shown(name)}' is not a name of timm's: letters, digits, _ and one dot")
     for key, value in config.items():
         if key not in TIMM_KEYS:
             raise OptionError(
                 f"timm:{name}.{key}", f"no such field; {closest(key, TIMM_KEYS)}Known: {', '.join(sorted(TIMM_KEYS))}"
             )
-        _check_value(
-            f"timm:{name}.{key}",
-            key,
-            value,
-            1.0 if key in ("mlp_ratio", "drop_path_rate") else value if isinstance(value, (list, tuple)) else 1,
-        )
+        like = 1.0 if key in ("mlp_ratio", "drop_path_rate") else value if isinstance(value, (list, tuple)) else 1
+        _check_value(f"timm:{name}.{key}", key, value, like)
     try:
         import timm
     except ImportError:
         raise missing_extra(f"the model timm:{name}", "timm", "timm") from None
     if name.split(".")[0] not in (names := timm.list_models()):
-        raise OptionError("model", f"timm has no {name!r}; {closest(name, names)}".strip())
-    return timm.create_model(name, pretrained=False, **config)
+        raise OptionError("model", f"timm has no {name!r}; {closest(name, names)}".strip(" ;"))

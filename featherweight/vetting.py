@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a well-formed recipe makes sense: models that exist, options their sources know, an order that can work.
+
+All of it is asked when a recipe is read, so that nothing of this kind stops a run after an hour.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .binding import bind
+from .errors import InputError, OptionError, closest, shown
+
+if TYPE_CHECKING:
+    from .recipe import DataSpec, ModelSpec, Recipe
+
+MAKERS = ("baseline", "load", "train")  # steps that need no model before them
+LONGEST_NAME = 200  # bytes of a folder's name
+
+
+def vet(recipe: Recipe, path: str | Path, *, partial: bool = False) -> None:
+    """Raises InputError about `path`. partial: the model is its caller's to say."""
+    from .budget import goal
+
+    if problem := name_problem(recipe.name):
+        raise InputError(path, "bad_name", f"name: {problem}")
+    for where in ("model", "teacher"):
+        spec: ModelSpec | None = getattr(recipe, where)
+        if spec is not None:
+            _model(spec, where, path)
+    if recipe.model is None and not partial:
+        raise InputError(path, "missing_key", "top level: needs 'model', such as `model: vit_digits`")
+    if recipe.data is not None:
+        _data(recipe.data, path)
+    if recipe.train.augment:
+        _augment(recipe, path)
+    if recipe.budget is not None:
+        try:
+            goal(recipe.budget)
+        except OptionError as error:
+            raise InputError(path, "out_of_range", f"budget.{error}") from None
+    _order(recipe, path)
+
+
+def name_problem(name: str) -> str:
+    """What is wrong with the name of a run, which names a folder; nothing if nothing is."""
+    fits = re.fullmatch(r"\w[\w .@+-]*", name) and not name.endswith((" ", "."))
+    if name == "latest":
+        return "'latest' is what points to the last run; choose another name"
+    if fits and len(name.encode("utf-8", "replace")) <= LONGEST_NAME:
+        return ""
+    return f"{shown(name, limit=60)!r} must be up to {LONGEST_NAME} bytes of letters, digits, space and . _ - + @"
+
+
+def _model(spec: ModelSpec, where: str, path: str | Path) -> None:
+    """A name of the table with fields it has, timm's, or a folder of ours, which has its weights and configuration."""
+    from . import artifact
+    from .models import zoo
+
+    if artifact.is_artifact(spec.name):
+        for key in ("weights", "config"):
+            if getattr(spec, key):
+                raise InputError(path, "bad_schema", f"{where}.{key}: {shown(spec.name)} has its own; leave it out")
+        return
+    try:
+        zoo.check(spec.name)
+    except OptionError as error:
+        raise InputError(path, "unknown_name", f"{where}: {error.text}, or the folder of a model") from None
+    try:
+        zoo.check(spec.name, **spec.config)
+    except OptionError as error:
+        reason = "unknown_key" if error.text.startswith("no such field") else "out_of_range"
+        raise InputError(path, reason, f"{where}.config: {error}") from None
+    if spec.weights != "shipped":
+        return
+    if spec.config:
+        raise InputError(
+            path, "bad_schema", f"{where}.config: shipped weights fit their own only; leave one of them out"
+        )
+    try:
+        zoo.shipped_weights(spec.name)
+    except OptionError as error:
+        raise InputError(path, "unknown_name", f"{where}.{error}") from None
+
+
+def _data(spec: DataSpec, path: str | Path) -> None:
+    from .data import BUILT_IN, load_digits, load_files
+
+    load = load_digits if spec.source in BUILT_IN else load_files
+    own = [field.name for field in dataclasses.fields(spec)]
+    bind(load, spec.options, "data", path, skip=own, also=[name for name in own if name != "options"])
+
+
+def _augment(recipe: Recipe, path: str | Path) -> None:
+    from .data.transforms import Augment
+
+    wanted: dict[str, Any] = {**recipe.train.augment, "num_classes": 2}  # the data's, later
+    bind(Augment, wanted, "train.augment", path)
+
+
+def _order(recipe: Recipe, path: str | Path) -> None:
+    """Each step finds what it needs."""
+    names = [step.name for step in recipe.steps]
+    for number, name in enumerate(names):
+        before, missing = names[:number], ""
+        if name == "teacher" and recipe.teacher is None:
+            missing = "the recipe does not say which model teaches: add `teacher: resnet_digits`, say"
+        elif name == "distill" and "teacher" not in before:
+            missing = "there is no teacher yet: put a step `teacher` before it"
+        elif name == "report" and "measure" not in before:
+            missing = "there is nothing to report yet: put a step `measure` before it"
+        elif name not in (*MAKERS, "teacher") and not set(MAKERS) & set(before):
+            missing = f"there is no model yet: put a step {', '.join(f'`{maker}`' for maker in MAKERS)} before it"
+        if missing:
+            raise InputError(path, "missing_key", f"steps[{number}].{name}: {missing}")
+
+
+def known_task(task: str, known: dict[str, str], path: str | Path) -> str:
+    """The task's full name."""
+    if task not in known:
+        raise InputError(path, "unknown_name", f"task: no {task!r}; {closest(task, known)}Known: {', '.join(known)}")
+    return known[task]
