@@ -104,11 +104,14 @@ def _product(values: Values | None) -> float:
 
 def check_shape(value: memoryview, path: Path) -> None:
     """Raise if a declared input, output or intermediate (ValueInfoProto) is larger than MAX_NUMBERS."""
+    for name in _inside(value, 1):
+        bytes(name).decode("utf-8")
     sizes = []
     for dimension in _inside(value, 2, 1, 2, 1):
-        for number, wire, size, _ in pb.fields(dimension):
+        for number, wire, size, part in pb.fields(dimension):
             if number == 1 and wire == pb.VARINT:
                 sizes.append(pb.signed(size))
+            bytes(part).decode("utf-8")  # the name of a free size
     if any(size < 0 for size in sizes):
         raise InputError(path, "corrupt", "an input or output has a negative size")
     if _product(sizes) > MAX_NUMBERS:

@@ -30,6 +30,7 @@ _INSIDE = {
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
 }
+_TEXTS = {"model": {2, 3, 4, 6}, "graph": {2, 10}, "attribute": {1, 13, 21}}  # names and notes, shown to people
 _ONCE = {"model": {7}, "attribute": {5, 6, 22}, "sparse": {1, 2}}  # twice, they would be merged by other readers
 
 
@@ -80,9 +81,13 @@ class _Check:
             if number in once and number in met:
                 raise self.refuse("corrupt", f"a {kind} has field {number} twice")
             met.add(number)
+            if number in _TEXTS.get(kind, ()):
+                _text(part)
             what = inside.get(number)
             if what is not None and wire != pb.BYTES:
                 raise self.refuse("corrupt", f"field {number} of a {kind} is no message")
+            if kind == "model" and number == 14:
+                pb.texts(part)
             if kind == "model" and number in (20, 25):
                 raise self.refuse("unsupported_op", "holds functions or a training graph; export it inlined")
             if what == "node":
@@ -103,12 +108,14 @@ class _Check:
     def node(self, data: memoryview, depth: int, known: Constants) -> None:
         node = _Node()
         for number, wire, _, part in pb.fields(data):
-            if number in (1, 2, 4, 5, 7) and wire != pb.BYTES:
+            if number in (1, 2, 3, 4, 5, 7) and wire != pb.BYTES:
                 raise self.refuse("corrupt", f"field {number} of a node is no text")
             if number == 1:
                 node.inputs.append(_text(part))
             elif number == 2:
                 node.outputs.append(_text(part))
+            elif number == 3:
+                _text(part)
             elif number == 4:
                 node.op_type = _text(part)
             elif number == 7:

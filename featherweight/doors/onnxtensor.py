@@ -65,7 +65,7 @@ def read_tensor(data: memoryview, path: Path) -> Tensor:
             raw = part
         elif number == 13:
             tensor.is_external = True
-            key, text = _entry(part)
+            key, text = pb.texts(part)
             if key in tensor.external:
                 raise InputError(path, "corrupt", f"external data names {shown(key, limit=40)} twice")
             tensor.external[key] = text
@@ -129,13 +129,3 @@ def _remembered(tensor: Tensor, raw: memoryview | None, numbers: list[int | floa
         return numbers
     letter = _FORMAT.get(tensor.kind)
     return list(struct.unpack(f"<{math.prod(tensor.dims)}{letter}", raw)) if letter else None
-
-
-def _entry(part: memoryview) -> tuple[str, str]:
-    key = text = ""
-    for number, _, _, content in pb.fields(part):
-        if number == 1:
-            key = bytes(content).decode("utf-8")
-        elif number == 2:
-            text = bytes(content).decode("utf-8")
-    return key, text

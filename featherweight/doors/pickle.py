@@ -10,70 +10,12 @@ from __future__ import annotations
 import io
 import pickletools
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from featherweight.doors.stored import DTYPES
+from featherweight.doors.pickled import HARMLESS, STORAGES, TYPES, Inert, Name, Storage, View
 from featherweight.errors import InputError, shown
 
 MAX_STEPS = 2_000_000  # a state dict needs about 30 a tensor, a whole pickled YOLOv7 some 300 000
-
-# Classes without behavior that turn up beside the weights; kept as Inert, whatever their arguments.
-HARMLESS = frozenset(
-    {
-        "argparse.Namespace", "collections.defaultdict", "collections.Counter", "torch.device", "types.SimpleNamespace",
-        "pathlib.Path", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath", "pathlib._local.PosixPath",
-        "numpy.ndarray", "numpy.dtype", "_codecs.encode",
-        "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
-        "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
-    }
-)  # fmt: skip
-STORAGES = {
-    "torch.DoubleStorage": "float64", "torch.FloatStorage": "float32", "torch.HalfStorage": "float16",
-    "torch.BFloat16Storage": "bfloat16", "torch.LongStorage": "int64", "torch.IntStorage": "int32",
-    "torch.ShortStorage": "int16", "torch.CharStorage": "int8", "torch.ByteStorage": "uint8",
-    "torch.BoolStorage": "bool", "torch.ComplexFloatStorage": "complex64",
-    "torch.storage.UntypedStorage": None,
-}  # fmt: skip
-_TYPES = {f"torch.{name}" for name in DTYPES}
-
-
-@dataclass(frozen=True)
-class Name:
-    """A dotted name that the file mentions and the table knows."""
-
-    dotted: str
-
-
-@dataclass(eq=False, repr=False)
-class Inert:
-    """What stands where the file had an object of a class that was not imported."""
-
-    name: str
-    args: tuple[Any, ...] = ()
-    state: Any = None
-    items: dict[Any, Any] = field(default_factory=dict)
-    entries: list[Any] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Storage:
-    """The numbers a tensor looks into: which member of the file, of what type (None: plain bytes), how many."""
-
-    key: str
-    dtype: str | None
-    count: int
-
-
-@dataclass(frozen=True)
-class View:
-    """A tensor as the file describes it: not looked up yet, its numbers unchecked."""
-
-    storage: Storage
-    dtype: str
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
 
 
 def load(stream: io.BytesIO, path: object, *, tensor: Callable[[View], Any], inert: tuple[str, ...] = ()) -> Any:
@@ -117,7 +59,7 @@ class _Machine:
     # names and calls -----------------------------------------------------------------------------------------------
     def name(self, module: Any, name: Any) -> Name:
         dotted = f"{module}.{name}"
-        known = dotted in _CALLS or dotted in STORAGES or dotted in _TYPES or self.is_inert(dotted)
+        known = dotted in _CALLS or dotted in STORAGES or dotted in TYPES or self.is_inert(dotted)
         if not (isinstance(module, str) and isinstance(name, str) and known):
             raise self.unsafe(f"names {shown(dotted, limit=100)}")
         return Name(dotted)
@@ -139,7 +81,7 @@ class _Machine:
 
     def view_typed(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
         _grad, _hooks, dtype = rest[:3]
-        if not isinstance(dtype, Name) or dtype.dotted not in _TYPES:
+        if not isinstance(dtype, Name) or dtype.dotted not in TYPES:
             raise InputError(self.path, "corrupt", "a tensor has no known dtype")
         return self.view_of(storage, offset, size, stride, dtype.dotted.removeprefix("torch."))
 

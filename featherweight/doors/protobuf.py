@@ -63,6 +63,15 @@ def packed(data: memoryview) -> Iterator[int]:
         yield signed(value)
 
 
+def texts(data: memoryview) -> tuple[str, str]:
+    """The key and value of an entry: fields 1 and 2, each text."""
+    found = {1: "", 2: ""}
+    for number, _, _, content in fields(data):
+        if number in found:
+            found[number] = bytes(content).decode("utf-8")
+    return found[1], found[2]
+
+
 def encoded(number: int, content: bytes) -> bytes:
     """A BYTES field."""
     return _varint(number << 3 | BYTES) + _varint(len(content)) + content

@@ -20,7 +20,7 @@ import numpy as np
 
 from featherweight.doors import door
 from featherweight.doors import pickle as restricted
-from featherweight.doors.pickle import Inert, Storage, View
+from featherweight.doors.pickled import Inert, Storage, View
 from featherweight.doors.stored import DTYPES, Stored
 from featherweight.errors import InputError, shown
 
