@@ -122,5 +122,5 @@ class TokenDistill(Method):
         return apply(model, plan(model))
 
     def loss(self, terms: dict[str, Tensor], run: Pass) -> dict[str, Tensor]:
-        dist_logits = find(run.model, TwoHeads).aside.take("dist_logits")
+        dist_logits = find(run.model, TwoHeads).aside.dist_logits
         return share(terms, run, self.alpha, self.distance(dist_logits, run.call(self.teacher), self.temperature))

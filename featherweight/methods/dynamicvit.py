@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from ..anatomy import Anatomy, Around, anatomy_of, blocks_of, embed_dim, prefix_of, wrap_blocks
 from ..errors import OptionError
+from ..layers import TwoHeads
 from ..surgery import Aside, Edit, all_of, apply, edit_kind, find, submodule, tap, untap, watching
 from ..train import Method, Pass
 from .distill import kl
@@ -40,7 +41,7 @@ class Predictor(nn.Module):
         )
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.xavier_uniform_(layer.weight)  # not 0.02, which hardly learns where C is small
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -79,7 +80,7 @@ class SparseBlocks(Around):
         for place, block in enumerate(self.blocks):
             if place in stages:
                 log_p = stages[place](x[:, p:], kept)
-                kept = F.gumbel_softmax(log_p, hard=True, dim=-1)[..., :1].to(x.dtype) * kept
+                kept = bounded(F.gumbel_softmax(log_p, hard=True, dim=-1)[..., :1].to(x.dtype) * kept)
                 decisions.append(kept)
                 mask = attention_mask(kept, p)
             x = self.anatomy.run(block, x, mask)
@@ -113,6 +114,18 @@ def attention_mask(kept: Tensor, prefix: int) -> Tensor:
     n = keep.shape[1]
     itself = torch.eye(n, dtype=keep.dtype, device=keep.device)
     return torch.log(keep[:, None, None, :] * (1 - itself) + itself + TINY)
+
+
+def bounded(kept: Tensor) -> Tensor:
+    """The same decisions (B, N, 1), whose gradient is at most 1 / B each way: 1 per image, as the loss is a mean.
+
+    Where a dropped token had by far the largest score of a row, the true gradient grows like exp(score) without end,
+    and one such row steers the whole step.
+    """
+    if kept.requires_grad:
+        limit = 1.0 / kept.shape[0]
+        kept.register_hook(lambda gradient: gradient.clamp(-limit, limit))
+    return kept
 
 
 @edit_kind
@@ -193,7 +206,9 @@ class DynamicViT(Method):
         normed: Aside = submodule(run.model, anatomy_of(run.model).norm).aside  # type: ignore[assignment]
         tokens = normed.take("output")[:, sparse.prefix :]
         distance = token_distance(tokens, seen[-1][:, prefix_of(self.teacher) :], decisions[-1])
-        return {**terms, "kl": self.distill_weight * kl(run.output, answer), "tokens": self.token_weight * distance}
+        heads = list(all_of(run.model, TwoHeads).values())
+        mine = heads[0].answer(run.output) if heads else run.output
+        return {**terms, "kl": self.distill_weight * kl(mine, answer), "tokens": self.token_weight * distance}
 
     def finish(self, model: nn.Module) -> nn.Module:
         return untap(model)

@@ -98,16 +98,17 @@ def _error(seen: Histogram, low: float, high: float, levels: int) -> float:
 def entropy(seen: Histogram, *, levels: int = 128, steps: int = 64) -> Range:
     """The clipped range whose distribution, rounded to `levels`, is nearest to the original one (KL divergence)."""
     best = (np.inf, minmax(seen))
-    values = seen.centers()
+    values, counts = seen.centers(), seen.counts.copy()
+    counts[BINS // 2] = 0  # zero itself, the peak that ReLU makes, is exact whatever the range
     for edge in np.linspace(1 / steps, 1, steps) * max(-seen.low, seen.high):
         low, high = max(seen.low, -float(edge)), min(seen.high, float(edge))
         inside = (values >= low) & (values <= high)
         if inside.sum() < levels:
             continue
-        kept = seen.counts[inside].copy()
+        kept = counts[inside]
         reference = kept.copy()
-        reference[0] += seen.counts[values < low].sum()  # what is clipped lands on the edges
-        reference[-1] += seen.counts[values > high].sum()
+        reference[0] += counts[values < low].sum()  # what is clipped lands on the edges
+        reference[-1] += counts[values > high].sum()
         best = min(best, (_divergence(reference, kept, levels), (low, high)))
     return best[1]
 

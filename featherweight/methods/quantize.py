@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..anatomy import anatomy_of
 from ..errors import Diverged, OptionError
 from ..modes import evaluating
 from ..runtime.parity import snr_db
@@ -49,7 +50,17 @@ def plan(model: nn.Module, *, bits: int = 8, skip: Sequence[str] = ()) -> list[E
     paths = [path for path in found if not any(covers(pattern, path) for pattern in skip)]
     if not paths:
         raise LookupError(f"{type(model).__name__} has no float linear or 2d convolution layer left to quantize")
-    return [Edit(path, "int8") for path in paths]
+    whole = {"inputs": False} if makes_tokens(model) else {}
+    return [Edit(path, "int8", whole if isinstance(found[path], nn.Conv2d) else {}) for path in paths]
+
+
+def makes_tokens(model: nn.Module) -> bool:
+    """Whether this is one of the described transformers, whose convolutions turn the picture into tokens."""
+    try:
+        anatomy_of(model)
+    except TypeError:
+        return False
+    return True
 
 
 def quantizable(module: nn.Module) -> bool:
@@ -89,9 +100,9 @@ def quantize(
         new = apply(model, [edit for edit in edits if edit.path in seen]).eval()
         for path, (inputs, outputs) in seen.items():
             layer = submodule(new, path)
-            layer.input.set_range(choose(inputs))  # type: ignore[union-attr, operator]
-            if isinstance(layer, QuantConv2d) and isinstance(layer.output, Quantizer):
-                layer.output.set_range(choose(outputs))
+            for quantizer, found in ((layer.input, inputs), (getattr(layer, "output", None), outputs)):
+                if isinstance(quantizer, Quantizer):
+                    quantizer.set_range(choose(found))
         if bias_correction:
             correct_bias(model, new, list(seen), images, task)
     return new
