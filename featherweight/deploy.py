@@ -15,7 +15,7 @@ from . import measure
 from .errors import OptionError
 from .export import onnx, openvino
 from .export.check import Exported, describe
-from .files import publish_json
+from .files import publish, publish_json
 from .latency import Times
 from .methods.dynamicvit import SparseBlocks
 from .methods.int8 import QuantLinear
@@ -64,6 +64,7 @@ def export_model(work: Work, *, formats: Sequence[str], images: int) -> Work:
 
     def make() -> list[dict[str, Any]]:
         found = [write(work, stage, target / "model.onnx", images)]
+        publish(stage.place / "model.onnx", (target / "model.onnx").read_bytes())  # checked, need not be made again
         if "openvino" in formats:
             batches = work.batches("val", limit=images, size=EVALUATED_AT_ONCE).epoch(0)
             found.append(

@@ -20,7 +20,7 @@ from .binding import Ratio, Within, bind
 from .doors import yaml
 from .errors import InputError, OptionError, closest, shown
 from .overrides import override
-from .vetting import known_task, vet
+from .vetting import known_task, name_problem, vet
 
 SCHEMA = 1
 TASKS = {
@@ -159,6 +159,9 @@ def parse(
     recipe: Recipe = bind(Recipe, raw, "", name, skip=("steps", "schema", "source"), also=("steps", "schema"))
     task = known_task(recipe.task, TASKS, name)
     recipe = dataclasses.replace(recipe, task=task, steps=steps, source=str(name))
+    called = Path(name).stem
+    if "name" not in raw and isinstance(name, Path) and not name_problem(called):
+        recipe = dataclasses.replace(recipe, name=called)
     vet(recipe, name, partial=partial)
     return recipe
 
