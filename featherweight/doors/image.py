@@ -3,7 +3,8 @@
 
 Decided here once for training, command line and server: EXIF orientation is applied; alpha is dropped as Pillow's
 `convert("RGB")` does; 16-bit grey becomes v / 257; of an animation the first frame is taken; half a picture is none.
-Float and 32-bit pictures are refused, since nobody can know their range. Colour profiles are not applied.
+Float and 32-bit pictures are refused, since nobody can know their range. Color profiles are not applied. Not noticed: a
+JPEG that was cut and given an end marker again, because its decoder fills up the rest without a word.
 """
 
 from __future__ import annotations
