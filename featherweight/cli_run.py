@@ -88,12 +88,13 @@ def train(
     from featherweight.verbs import training
 
     recipe = training.training_recipe(**asked)
-    if not training.can_measure():
-        current().warn("no report: it compares runtimes and needs pip install 'featherweight[onnx,openvino]'")
     overrides = [*_given(seed=seed, threads=threads), *(sets or [])]
-    return _carry_out(
+    code = _carry_out(
         recipe, project=project, name=name or options.fresh_name(project, "train", data), overrides=overrides
     )
+    if not training.can_measure():
+        current().warn("no report: it compares runtimes and needs pip install 'featherweight[onnx,openvino]'")
+    return code
 
 
 def compress(
@@ -207,19 +208,26 @@ def _finished(work: Callable[[], Any], folder: Path, *, demo: bool = False) -> i
         raise
     except CheckFailed:
         _shown(folder)
+        _next(folder, demo)
         raise
     _shown(folder)
+    _next(folder, demo)
+    return 0
+
+
+def _next(folder: Path, demo: bool) -> None:
+    """What can be done with what is there."""
     place = shown(folder)
-    steps = [f"featherweight val {place} --data YOUR_DATA", f"featherweight export {place} --format onnx,openvino"]
-    if (folder / "export").is_dir():
-        steps = [
-            f"featherweight predict {place} --source PICTURE --show-tokens",
-            f"featherweight bench {place} --backend all",
-        ]
+    if (folder / "export" / "model.onnx").exists():
+        steps = [f"featherweight predict {place} --source PICTURE --show-tokens"]
+        steps.append(f"featherweight bench {place} --backend all")
+    elif (folder / "model").is_dir():
+        steps = [f"featherweight val {place} --data YOUR_DATA", f"featherweight export {place} --format onnx,openvino"]
+    else:
+        steps = [f"featherweight run {place}"]
     if demo:
         steps.append("featherweight compress YOUR_MODEL --data YOUR_DATA --max-drop 1% --target 2x")
-    screen.next(*steps)
-    return 0
+    current().next(*steps)
 
 
 def _shown(folder: Path) -> None:
