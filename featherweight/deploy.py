@@ -127,7 +127,7 @@ def _measured(work: Work, batch: Sequence[int], repeats: int, budget_s: float, p
     rows, labels = [], np.zeros(0, np.int64)
     for stage in work.stages:
         work.tell({"event": "note", "text": f"measuring {stage.title}"})
-        row, labels = _accuracy(work, stage, part, first=stage is work.stages[0])
+        row, labels = _accuracy(work, stage, part)
         weights = stage.place / "model" / "model.safetensors"
         sizes = {
             EAGER: measure.size(weights) if weights.is_file() else None,
@@ -146,11 +146,12 @@ def _measured(work: Work, batch: Sequence[int], repeats: int, budget_s: float, p
     return {"part": part, "labels": labels.tolist(), "rows": rows, "remarks": remarks}
 
 
-def _accuracy(work: Work, stage: Stage, part: str, *, first: bool) -> tuple[dict[str, Any], np.ndarray]:
-    """Top-1 and predictions in each runtime; the first stage in torch too, where it is at home."""
+def _accuracy(work: Work, stage: Stage, part: str) -> tuple[dict[str, Any], np.ndarray]:
+    """Top-1 and predictions in ONNX Runtime; of the first stage also in torch, of the last that stayed in OpenVINO."""
     found: dict[str, Any] = {"accuracy": {}, "predictions": {}, "dtype": {}}
     labels = np.zeros(0, np.int64)
-    for runtime in RUNTIMES:
+    last = stage is [stage for stage in work.stages if stage.kept][-1]
+    for runtime in RUNTIMES if last else RUNTIMES[:1]:
         session = open_session(exported(work, stage), backend=runtime)
         logits, labels = answers(session, work.batches(part, size=EVALUATED_AT_ONCE).epoch(0))
         found["accuracy"][runtime] = scores(logits, labels)
@@ -158,7 +159,7 @@ def _accuracy(work: Work, stage: Stage, part: str, *, first: bool) -> tuple[dict
         found["dtype"][runtime] = session.dtype
         if runtime == RUNTIMES[0]:
             found["confidence"] = (np.exp(logits.max(1) - np.logaddexp.reduce(logits, axis=1))).round(4).tolist()
-    if first:
+    if stage is work.stages[0]:
         found["accuracy"][EAGER] = work.task.evaluate(stage.model, work.batches(part, size=EVALUATED_AT_ONCE).epoch(0))
     return found, labels
 

@@ -24,6 +24,7 @@ BURST_SECONDS = 0.010  # a turn of a quick callable lasts about this long
 BURST_CALLS = 5  # and never has more timed calls than this
 SETTLE_SECONDS = 0.030  # a quicker callable gets one untimed call per turn: its neighbor's threads are still spinning
 SAMPLES_KEPT = 100
+MATTERS = 1.05  # a ratio that would be worth having
 
 
 @dataclass(frozen=True)
@@ -212,14 +213,17 @@ def faster(ratio: float | None, interval: tuple[float, float] | None) -> bool:
 
 
 def verdict(ratio: float | None, interval: tuple[float, float] | None) -> str:
-    """What may be said of a ratio to the baseline: "1.35× faster", "not faster here: 1.02×", "slower here: 0.80×"."""
+    """What may be said of a ratio to the baseline: "1.35× faster", "not faster here: 1.02×", "slower here: 0.80×".
+
+    "not certain here: 1.30×" is a gain whose interval reaches below 1: measure longer, or on a quieter machine.
+    """
     if ratio is None or interval is None:
         return "not measured"
     if faster(ratio, interval):
         return f"{ratio:.2f}× faster"
     if interval[1] < 1.0 and round(ratio, 2) < 1.0:
         return f"slower here: {ratio:.2f}×"
-    return f"not faster here: {ratio:.2f}×"
+    return f"not {'certain' if ratio >= MATTERS else 'faster'} here: {ratio:.2f}×"
 
 
 def load_average() -> float:

@@ -41,7 +41,7 @@ def write_report(work: Work, *, samples: int) -> Work:
     final, reached = work.stages[last], outcome(work) if work.recipe.budget else None
     page_of = Report(
         title=f"{work.recipe.name}: {work.stages[0].title} to {final.title}",
-        command=f"featherweight run {work.folder / 'config.yaml'}",
+        command=f"featherweight run {work.folder.parent.name}/{work.folder.name}/config.yaml",
         data=_data(work, found["part"]),
         model=_model(work, rows[0]),
         stages=_stages(work, rows),
@@ -122,7 +122,8 @@ def _model(work: Work, row: Mapping[str, Any]) -> str:
 
 
 def _notes(found: Mapping[str, Any]) -> tuple[str, ...]:
-    dtypes = {runtime: sorted({row["dtype"][runtime] for row in found["rows"]}) for runtime in RUNTIMES}
+    rows = found["rows"]
+    dtypes = {name: sorted({row["dtype"][name] for row in rows if name in row["dtype"]}) for name in RUNTIMES}
     return (
         "A row is the exported file in ONNX Runtime unless it names another; 'vs base' is against the first row.",
         "Types in the exported files: "

@@ -23,7 +23,10 @@ from .distill import Distance, check_weights, hard, share
 
 
 class DistillationToken(Around):
-    """Puts one learned token (with its position) behind the class token, before the first block.
+    """Puts one learned token behind the class token, before the first block.
+
+    It is learned as a difference from the class token (which is the same for every image there, position included), so
+    that a trained host starts with two tokens that agree: from anywhere else, a short training begins by unlearning.
 
     What the host hands its blocks besides is made for one token less (an attention mask of nothing but ones, where
     transformers is traced), so the blocks are run without it.
@@ -39,7 +42,7 @@ class DistillationToken(Around):
         self.token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, embed_dim), std=0.02))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        token = self.token.to(x.dtype).expand(x.shape[0], -1, -1)
+        token = x[:, :1] + self.token.to(x.dtype)  # (B, 1, C)
         x = torch.cat([x[:, : self.place], token, x[:, self.place :]], dim=1)  # (B, 1 + N, C)
         for block in self.blocks:
             x = self.anatomy.run(block, x, None)

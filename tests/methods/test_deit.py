@@ -109,7 +109,8 @@ def test_a_token_put_in_is_the_token_built_in() -> None:
     state = {}
     for key, tensor in built.state_dict().items():
         if key == "dist_token":
-            state["blocks.0.token"] = tensor + built.pos_embed[:, 1:2]
+            first = built.cls_token + built.pos_embed[:, :1]
+            state["blocks.0.token"] = tensor + built.pos_embed[:, 1:2] - first
         elif key == "pos_embed":
             state[key] = torch.cat([tensor[:, :1], tensor[:, 2:]], dim=1)
         elif key.startswith(("blocks.", "norm.", "head.")):
