@@ -69,6 +69,7 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
     from featherweight import data, measure, steps, train
     from featherweight.models import zoo
+    from featherweight.runtime import session
 
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
@@ -88,6 +89,9 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.setattr(
         measure, "race", lambda models, **options: race(models, **{**options, "repeats": 6, "budget_s": 0.1})
     )
+    monkeypatch.setattr(measure, "available_threads", lambda: 1)
+    monkeypatch.setattr(session, "available_threads", lambda: 1)
+    torch.set_num_threads(1)
     draw(tmp_path)
     yield tmp_path
     torch.set_num_threads(threads)
@@ -148,7 +152,6 @@ def make_first(folder: Path) -> None:
     artifact.save(zoo.create("vit_digits"), folder / "runs/first/model", classes=tuple(digits), preprocess=preprocess)
 
 
-@pytest.mark.slow
 def test_quick_start_runs(small_world: Path) -> None:
     done = follow(DOCS / "quickstart.md", small_world)
     verbs = {command.split()[1] for command in done}
