@@ -43,7 +43,7 @@ def parse(text: str | bytes, name: object) -> dict[Any, Any]:
         if len(text) > MAX_BYTES:
             raise InputError(name, "too_large", f"has {len(text)} characters, the limit is {MAX_BYTES}")
         try:
-            value = _Reader(yaml.parse(text, Loader=yaml.SafeLoader), name).document()
+            value = _Reader(yaml.parse(text, Loader=_Loader), name).document()
         except yaml.reader.ReaderError as error:
             raise InputError(name, "encoding", f"is not text: character {error.position}") from error
         except yaml.MarkedYAMLError as error:
@@ -72,6 +72,15 @@ class _Plain(yaml.SafeDumper):
 
 
 _Plain.add_representer(str, _Plain.text)
+
+
+class _Loader(yaml.SafeLoader):
+    """Stops at the first bracket too many; the scanner would look far ahead of the parser, the slower the deeper."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803 - the name is PyYAML's
+        if self.flow_level > MAX_DEPTH:  # type: ignore[attr-defined]
+            raise yaml.scanner.ScannerError(None, None, f"is nested more than {MAX_DEPTH} deep", self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)  # type: ignore[misc]
 
 
 class _Reader:
