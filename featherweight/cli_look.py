@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,48 +126,42 @@ def info(
 ) -> int:
     """Layers, parameters, multiply-adds; inputs and outputs of a file."""
     from featherweight import verbs
-    from featherweight.tables import millions, size
 
     screen = current()
     found = verbs.info(model, arch=arch, backend=backend)
-    screen.say(
-        line(
-            "model",
-            f"{shown(model)}: {clean(found['kind'])}, {found['backend']}"
-            + (", untrained" if found.get("trained") is False else ""),
-        )
-    )
+    untrained = ", untrained" if found.get("trained") is False else ""
+    screen.say(line("model", f"{shown(model)}: {clean(found['kind'])}, {found['backend']}{untrained}"))
+    for word, text in _facts(found):
+        screen.answer(line(word, text))
+    screen.answer("\n" + (_layers(found, all_layers) if "layers" in found else _ports(found)))
+    screen.emit(found)
+    again = f"featherweight compress {shown(model)} --data YOUR_DATA --max-drop 1%"
+    screen.next(f"featherweight bench {shown(model)}", again)
+    return 0
+
+
+def _facts(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """A word and what belongs to it."""
+    from featherweight.tables import millions, size
+
     if "params" in found:
         inputs = " x ".join(map(str, found["resolution"]))
-        screen.answer(
-            line(
-                "size",
-                f"{found['params'] / 1e6:.2f} M parameters, {millions(found['macs'])} M multiply-adds at {inputs}",
-            )
-        )
+        macs = f"{millions(found['macs'])} M multiply-adds at {inputs}"
+        yield "size", f"{found['params'] / 1e6:.2f} M parameters, {macs}"
     if found["size_bytes"]:
-        screen.answer(line("file", size(found["size_bytes"])))
+        yield "file", size(found["size_bytes"])
     if found.get("edits"):
-        screen.say(line("edits", ", ".join(found["edits"])))
+        yield "edits", ", ".join(found["edits"])
     if found["classes"]:
         names = ", ".join(shown(name, limit=30) for name in found["classes"][:LONGEST])
-        screen.say(
-            line("classes", f"{len(found['classes'])}: {names}" + (" ..." if len(found["classes"]) > LONGEST else ""))
-        )
-    if "layers" in found:
-        screen.answer("\n" + _layers(found, all_layers))
-    else:
-        ports = [
-            (kind[:-1], port["name"], port["dtype"], str(port["shape"]))
-            for kind in ("inputs", "outputs")
-            for port in found[kind]
-        ]
-        screen.answer("\n" + columns(ports, left=4))
-    screen.emit(found)
-    screen.next(
-        f"featherweight bench {shown(model)}", f"featherweight compress {shown(model)} --data YOUR_DATA --max-drop 1%"
-    )
-    return 0
+        yield "classes", f"{len(found['classes'])}: {names}" + (" ..." if len(found["classes"]) > LONGEST else "")
+
+
+def _ports(found: dict[str, Any]) -> str:
+    """Inputs and outputs of a file."""
+    kinds = {"input": found["inputs"], "output": found["outputs"]}
+    ports = [(kind, p["name"], p["dtype"], str(p["shape"])) for kind, many in kinds.items() for p in many]
+    return columns(ports, left=4)
 
 
 def _layers(found: dict[str, Any], everything: bool) -> str:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import datetime
 import itertools
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -42,6 +43,72 @@ Project = Annotated[str, Parameter(name=("--project", "--output"), help="the fol
 Name = Annotated[str | None, Parameter(name=("--name", "--experiment"), help="of the run; made up unless given")]
 MaxBad = Annotated[float, Parameter(help="largest share of unreadable files that is skipped over")]
 Limit = Annotated[int | None, Parameter(help="use that many pictures, evenly spaced")]
+
+
+Pictures = Annotated[
+    list[str], Parameter(name=("--source", "-s"), negative=(), help="a picture, a folder of pictures, or - for stdin")
+]
+ResetHead = Annotated[bool, Parameter(help="a new classifier where the weights have other classes")]
+Skipped = Annotated[float | None, Parameter(help="largest share of unreadable files that is skipped over")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a model is trained; what is not given is left to the recipe's defaults."""
+
+    teacher: Annotated[
+        str | None, Parameter(name=("--teacher", "--teacher-model"), help="a model that teaches: a folder, or a name")
+    ] = None
+    distill: Annotated[
+        str | None,
+        Parameter(name=("--distill", "--distillation-type"), help="hard, soft, token, token-soft, mse or none"),
+    ] = None
+    alpha: Annotated[
+        float | None, Parameter(name=("--alpha", "--distillation-alpha"), help="the teacher's share of the loss")
+    ] = None
+    temperature: Annotated[
+        float | None, Parameter(name=("--temperature", "--distillation-tau"), help="of soft answers")
+    ] = None
+    weights: Annotated[
+        str | None, Parameter(name=("--weights", "--pretrained"), help="a weights file to start from, or shipped")
+    ] = None
+    reset_head: ResetHead = False
+    epochs: int | None = None
+    batch_size: Batch = None
+    lr: Annotated[float | None, Parameter(name=("--lr", "--lr0"), help="learning rate")] = None
+    optimizer: Annotated[str | None, Parameter(name=("--optimizer", "--opt"), help="adamw or sgd")] = None
+    weight_decay: float | None = None
+    warmup: Annotated[float | None, Parameter(help="share of the steps")] = None
+    ema: Annotated[float | None, Parameter(help="decay of a moving average of the weights, such as 0.999")] = None
+    clip: Annotated[float | None, Parameter(help="largest gradient norm")] = None
+    precision: Annotated[str | None, Parameter(help="float32 or bfloat16")] = None
+    label_smoothing: float | None = None
+    images: Annotated[int | None, Parameter(help="per epoch; all of them unless given")] = None
+    arch: Arch = None
+    max_bad: Skipped = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """Where a run is, and what every recipe has."""
+
+    seed: Seed = None
+    threads: Threads = None
+    project: Annotated[
+        str | None, Parameter(name=("--project", "--output"), help="the folder of all runs; runs unless given")
+    ] = None
+    name: Name = None
+    sets: Sets = None
+
+    def overrides(self, **more: Any) -> list[str]:
+        """The fields of the recipe that were given, as key=value."""
+        given = {**more, "seed": self.seed, "threads": self.threads}
+        return [*(f"{key}={value}" for key, value in given.items() if value is not None), *(self.sets or [])]
+
+
+TRAINING, RUNNING = Training(), Running()
 
 
 def numbers(option: str, text: str) -> tuple[int, ...]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,22 +14,15 @@ from featherweight import __version__
 from featherweight import cli_options as options
 from featherweight.console import current, line
 from featherweight.errors import CheckFailed, InputError, OptionError, closest, shown
-
-OF_THE_RUN = ("resume", "seed", "threads", "project", "name", "sets")  # options that say nothing of the training
+from featherweight.files import pointed
 
 
 def demo(
     *,
-    quick: Annotated[bool, Parameter(help="half a minute: tokens and int8 only")] = False,
-    from_scratch: Annotated[
-        bool, Parameter(help="train everything instead of starting from the shipped weights")
-    ] = False,
+    quick: Annotated[bool, Parameter(help="half a minute: the shipped model goes to int8")] = False,
+    from_scratch: Annotated[bool, Parameter(help="train everything, nothing shipped")] = False,
     task: Annotated[str, Parameter(help="classification; others will come")] = "classification",
-    seed: options.Seed = None,
-    threads: options.Threads = None,
-    project: options.Project = "runs",
-    name: options.Name = None,
-    sets: options.Sets = None,
+    running: options.Running = options.RUNNING,
 ) -> int:
     """Compress a small vision transformer on real digits, step by step."""
     if task not in ("classification", "image-classification", "classify"):
@@ -36,63 +30,26 @@ def demo(
     if quick and from_scratch:
         raise OptionError("--quick", "starts from the shipped weights; leave it or --from-scratch out")
     recipe = "demo_quick" if quick else "demo_from_scratch" if from_scratch else "demo"
-    extra = _given(seed=seed, threads=threads)
-    return _carry_out(recipe, project=project, name=name, overrides=[*extra, *(sets or [])], demo=True)
+    return _carry_out(recipe, project=running.project, name=running.name, overrides=running.overrides(), demo=True)
 
 
 def train(
     model: options.Model,
     *,
     data: options.Data,
-    teacher: Annotated[
-        str | None, Parameter(name=("--teacher", "--teacher-model"), help="a model that teaches: a folder, or a name")
-    ] = None,
-    distill: Annotated[
-        str | None,
-        Parameter(name=("--distill", "--distillation-type"), help="hard, soft, token, token-soft, mse or none"),
-    ] = None,
-    alpha: Annotated[
-        float | None, Parameter(name=("--alpha", "--distillation-alpha"), help="the teacher's share of the loss")
-    ] = None,
-    temperature: Annotated[
-        float | None, Parameter(name=("--temperature", "--distillation-tau"), help="of soft answers")
-    ] = None,
-    weights: Annotated[
-        str | None, Parameter(name=("--weights", "--pretrained"), help="a weights file to start from, or shipped")
-    ] = None,
-    reset_head: Annotated[bool, Parameter(help="a new classifier where the weights have other classes")] = False,
-    epochs: int | None = None,
-    batch_size: options.Batch = None,
-    lr: Annotated[float | None, Parameter(name=("--lr", "--lr0"))] = None,
-    optimizer: Annotated[str | None, Parameter(name=("--optimizer", "--opt"), help="adamw or sgd")] = None,
-    weight_decay: float | None = None,
-    warmup: Annotated[float | None, Parameter(help="share of the steps")] = None,
-    ema: Annotated[float | None, Parameter(help="decay of a moving average of the weights, such as 0.999")] = None,
-    clip: Annotated[float | None, Parameter(help="largest gradient norm")] = None,
-    precision: Annotated[str | None, Parameter(help="float32 or bfloat16")] = None,
-    label_smoothing: float | None = None,
-    images: Annotated[int | None, Parameter(help="per epoch; all of them unless given")] = None,
-    arch: options.Arch = None,
-    seed: options.Seed = None,
-    threads: options.Threads = None,
-    max_bad: Annotated[float | None, Parameter(help="largest share of unreadable files that is skipped over")] = None,
+    training: options.Training = options.TRAINING,
+    running: options.Running = options.RUNNING,
     resume: Annotated[str | None, Parameter(help="go on with this run, in its folder")] = None,
-    project: options.Project = "runs",
-    name: options.Name = None,
-    sets: options.Sets = None,
 ) -> int:
     """Train a model, with a teacher if one is named."""
-    asked = {key: value for key, value in locals().items() if key not in OF_THE_RUN}
     if resume is not None:
         raise OptionError("--resume", f"needs no MODEL: featherweight run {shown(resume)} goes on with a run")
-    from featherweight.verbs import training
+    from featherweight.verbs.training import can_measure, training_recipe
 
-    recipe = training.training_recipe(**asked)
-    overrides = [*_given(seed=seed, threads=threads), *(sets or [])]
-    code = _carry_out(
-        recipe, project=project, name=name or options.fresh_name(project, "train", data), overrides=overrides
-    )
-    if not training.can_measure():
+    recipe = training_recipe(model, data, **asdict(training))
+    name = running.name or options.fresh_name(running.project or "runs", "train", data)
+    code = _carry_out(recipe, project=running.project, name=name, overrides=running.overrides())
+    if not can_measure():
         current().warn("no report: it compares runtimes and needs pip install 'featherweight[onnx,openvino]'")
     return code
 
@@ -102,41 +59,32 @@ def compress(
     *,
     data: options.Data,
     recipe: Annotated[str | None, Parameter(help="the steps to try; chosen for the model unless given")] = None,
-    max_drop: Annotated[str, Parameter(name=("--max-drop",), help="points of top-1 that may be lost")] = "1%",
+    max_drop: Annotated[str, Parameter(help="points of top-1 that may be lost")] = "1%",
     target: Annotated[
         str | None, Parameter(help="2x faster, 5ms at batch 1, or 1MB on disk; exit code 1 if missed")
     ] = None,
     backend: Annotated[str, Parameter(help="the runtime it is for: onnxruntime or openvino")] = "onnxruntime",
     weights: Annotated[str | None, Parameter(help="a weights file for the named model, or shipped")] = None,
-    reset_head: Annotated[bool, Parameter(help="a new classifier where the weights have other classes")] = False,
+    reset_head: options.ResetHead = False,
     arch: options.Arch = None,
-    seed: options.Seed = None,
-    threads: options.Threads = None,
-    max_bad: Annotated[float | None, Parameter(help="largest share of unreadable files that is skipped over")] = None,
-    project: options.Project = "runs",
-    name: options.Name = None,
-    sets: options.Sets = None,
+    max_bad: options.Skipped = None,
+    running: options.Running = options.RUNNING,
 ) -> int:
     """Make a model small and fast: steps that help on this machine are kept."""
-    screen = current()
-    from featherweight.verbs import model_spec
+    from featherweight.verbs.training import model_spec
 
+    screen, project = current(), running.project or "runs"
     spec = model_spec(model, arch=arch, weights=weights, reset_head=reset_head)
     screen.say(_headline())
-    overrides = [*_given(seed=seed, threads=threads), *(sets or [])]
-    if max_bad is not None:
-        overrides.append(f"data.max_bad={max_bad}")
     from featherweight.runs import compress as start
 
-    named = name or options.fresh_name(project, "compress", data)
-    asked: dict[str, Any] = {"max_drop": max_drop, "target": target, "backend": backend, "overrides": overrides, **spec}
+    name = running.name or options.fresh_name(project, "compress", data)
+    asked: dict[str, Any] = {"max_drop": max_drop, "target": target, "backend": backend, "project": project, **spec}
+    asked |= {"overrides": running.overrides(**{"data.max_bad": max_bad}), "progress": screen.progress}
     if recipe is not None:
         asked["recipe_file"] = recipe
-
-    def work() -> Any:
-        return start(asked.pop("name"), data, **asked, project=project, name=named, progress=screen.progress)
-
-    return _finished(work, Path(project) / named)
+    called = asked.pop("name")
+    return _finished(lambda: start(called, data, name=name, **asked), Path(project) / name)
 
 
 def run(
@@ -144,28 +92,16 @@ def run(
         str, Parameter(name=("--recipe",), help="a recipe file, the name of one in the package, or a run folder")
     ],
     *,
-    seed: options.Seed = None,
-    threads: options.Threads = None,
-    project: Annotated[str | None, Parameter(name=("--project", "--output"), help="the folder of all runs")] = None,
-    name: options.Name = None,
-    sets: options.Sets = None,
+    running: options.Running = options.RUNNING,
 ) -> int:
     """Carry out a recipe, or go on where a run stopped."""
-    place = Path(recipe)
-    if place.is_dir() or place.is_symlink():
-        from featherweight.files import pointed
-
-        place = pointed(place) if place.is_symlink() else place
+    place, name, project = Path(recipe), running.name, running.project
+    if place.is_dir() or place.is_symlink() or place.name == "latest":
+        place = pointed(place)
         if not (place / "config.yaml").is_file():
             raise InputError(place, "missing", "is no run: it has no config.yaml to go on with")
         project, name, recipe = project or str(place.parent), name or place.name, str(place / "config.yaml")
-    overrides = [*_given(seed=seed, threads=threads), *(sets or [])]
-    return _carry_out(recipe, project=project, name=name, overrides=overrides)
-
-
-def _given(**known: Any) -> list[str]:
-    """Options that are fields of every recipe, as overrides."""
-    return [f"{key}={value}" for key, value in known.items() if value is not None]
+    return _carry_out(recipe, project=project, name=name, overrides=running.overrides())
 
 
 def _carry_out(

@@ -22,10 +22,7 @@ MAX_STDIN = 512 << 20
 def predict(
     model: options.Model,
     *,
-    source: Annotated[
-        list[str],
-        Parameter(name=("--source", "-s"), negative=(), help="a picture, a folder of pictures, or - for stdin"),
-    ],
+    source: options.Pictures,
     top_k: Annotated[int, Parameter(help="how many labels to show")] = 5,
     show_tokens: Annotated[bool, Parameter(help="draw which patches the model kept")] = False,
     save_txt: Annotated[bool, Parameter(help="write one text file per picture into a run folder")] = False,
@@ -41,38 +38,38 @@ def predict(
     from featherweight.pipelines import pipeline
 
     screen = current()
-    asked: dict[str, Any] = {
-        "backend": backend,
-        "device": device,
-        "threads": threads,
-        "arch": arch,
-        "batch_size": batch or 1,
-    }
-    pipe = pipeline(model=model, **{key: value for key, value in asked.items() if value is not None})
+    asked = {"backend": backend, "device": device, "threads": threads, "arch": arch, "batch_size": batch}
+    pipe = pipeline(model=model, **_given(asked))
     skipped: list[InputError] = []
     named: deque[str] = deque()
     folder = options.new_folder(project, name, "predict") if save_txt else None
     found = []
     for answer in pipe(_pictures(source, pipe.max_pixels, named, skipped), top_k=top_k, return_tokens=show_tokens):
-        file = named.popleft()
-        kept = answer[0].pop("kept", None) if answer else None
-        labels = [{"label": one["label"], "score": one["score"]} for one in answer]
-        screen.answer(_answer(file, labels))
+        one = _one(named.popleft(), answer, tokens=show_tokens)
+        screen.answer(_answer(one["file"], one["answers"]))
         if show_tokens:
-            screen.answer(_tokens(kept, pipe.runner.preprocess.size))
+            screen.answer(_tokens(one["kept"], pipe.runner.preprocess.size))
         if folder is not None:
-            _save(folder, file, labels)
-        if screen.json:
-            found.append({"file": file, "answers": labels, **({"kept": kept} if show_tokens else {})})
+            _save(folder, one["file"], one["answers"])
+        found += [one] if screen.json else []
     for error in skipped:
         screen.warn(f"skipped {error}")
-    if not found and skipped and not named:
-        screen.detail(f"{len(skipped)} skipped")
     screen.emit(found)
     if folder is not None:
         screen.say(line("saved", f"{shown(folder)}/labels"))
     screen.next(f"featherweight val {shown(model)} --data YOUR_DATA", f"featherweight bench {shown(model)}")
     return 0
+
+
+def _given(known: dict[str, Any]) -> dict[str, Any]:
+    """What was given; the functions have their own defaults for the rest."""
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def _one(file: str, answer: list[dict[str, Any]], *, tokens: bool) -> dict[str, Any]:
+    """A pipeline's answer as one row, with the kept tokens once."""
+    labels = [{"label": one["label"], "score": one["score"]} for one in answer]
+    return {"file": file, "answers": labels, **({"kept": answer[0].get("kept")} if tokens else {})}
 
 
 def _pictures(sources: list[str], max_pixels: int, named: deque[str], skipped: list[InputError]) -> Iterator[Any]:
@@ -158,30 +155,23 @@ def val(
     from featherweight import verbs
 
     screen = current()
-    known: dict[str, Any] = {
-        "batch_size": batch,
-        "device": device,
-        "threads": threads,
-        "limit": limit,
-        "arch": arch,
-        "seed": seed,
-    }
-    given = {key: value for key, value in known.items() if value is not None}
-    found = verbs.val(model, data, part=part, backend=backend, max_bad=max_bad, **given)
-    low, high = found["interval"]
+    known = {"batch_size": batch, "device": device, "threads": threads, "limit": limit, "arch": arch, "seed": seed}
+    found = verbs.val(model, data, part=part, backend=backend, max_bad=max_bad, **_given(known))
     screen.say(line("model", f"{shown(model)}: {found['backend']}, {found['dtype']}"))
     screen.say(line("data", f"{shown(found['data'])}: {part}, {found['n']} images"))
-    correct = f"{found['correct']} of {found['n']}, 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
-    screen.answer(line("top-1", f"{100 * found['top1']:.1f} %   {correct}"))
-    if "top5" in found:
-        screen.answer(line("top-5", f"{100 * found['top5']:.1f} %"))
+    screen.answer(_accuracy(found))
     screen.detail(line("speed", f"{found['images_per_s']:.0f} images/s with preparing them"))
     screen.emit({"model": model, **found})
-    screen.next(
-        f"featherweight bench {shown(model)}",
-        f"featherweight compress {shown(model)} --data {shown(data)} --max-drop 1%",
-    )
+    again = f"featherweight compress {shown(model)} --data {shown(data)} --max-drop 1%"
+    screen.next(f"featherweight bench {shown(model)}", again)
     return 0
+
+
+def _accuracy(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    correct = f"{found['correct']} of {found['n']}, 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+    top1 = line("top-1", f"{100 * found['top1']:.1f} %   {correct}")
+    return top1 + ("\n" + line("top-5", f"{100 * found['top5']:.1f} %") if "top5" in found else "")
 
 
 def bench(
@@ -259,20 +249,21 @@ def export(
     if not exist_ok and any((folder / file).exists() for file in verbs.shipping.NAMES.values()):
         text = f"{shown(folder)} holds exported files already; add --exist-ok, or choose another folder"
         raise OptionError("--out", text)
-    asked: dict[str, Any] = {"formats": chosen, "data": data, "quantize": quantize, "images": images, "half": half}
-    asked["verify"] = not no_verify
-    rows = verbs.export(model, folder, arch=arch, seed=seed or 0, **asked)
+    asked = {"data": data, "quantize": quantize, "images": images, "half": half, "arch": arch, "seed": seed}
+    rows = verbs.export(model, folder, formats=chosen, verify=not no_verify, **_given(asked))
     for row in rows:
-        ratio = "equal" if row["sqnr_db"] is None else f"{row['sqnr_db']:.0f} dB"
-        parity = f"{100 * row['agreement']:.1f} % same answers, {ratio}, max |Δ| {row['max_abs']:.1e}"
-        what = f"{row['images']} images" if data else f"{row['images']} pictures of noise"
-        screen.answer(
-            f"✓ {shown(folder / row['file'])}  {row['size_bytes'] / 1e6:.2f} MB  {row['dtype']}  {parity} on {what}"
-        )
+        screen.answer(_parity(folder, row, "images" if data else "pictures of noise"))
     screen.emit([{**row, "file": str(folder / row["file"])} for row in rows])
     first = shown(folder / rows[0]["file"])
     screen.next(f"featherweight predict {first} --source PICTURE", f"featherweight bench {shown(model)} {first}")
     return 0
+
+
+def _parity(folder: Path, row: dict[str, Any], what: str) -> str:
+    ratio = "equal" if row["sqnr_db"] is None else f"{row['sqnr_db']:.0f} dB"
+    parity = f"{100 * row['agreement']:.1f} % same answers, {ratio}, max |Δ| {row['max_abs']:.1e}"
+    size = f"{row['size_bytes'] / 1e6:.2f} MB"
+    return f"✓ {shown(folder / row['file'])}  {size}  {row['dtype']}  {parity} on {row['images']} {what}"
 
 
 VERBS = (val, predict, export, bench)

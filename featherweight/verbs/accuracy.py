@@ -44,13 +44,12 @@ def val(
 
     if part not in PARTS:
         raise OptionError("part", f"no {part!r}; {closest(part, PARTS)}Known: {', '.join(PARTS)}")
-    for name, value in {"batch_size": batch_size, "limit": 1 if limit is None else limit}.items():
-        if value < 1:
+    for name, value in {"batch_size": batch_size, "limit": limit}.items():
+        if value is not None and value < 1:
             raise OptionError(name, f"must be 1 or more, not {value!r}")
     source = sources.find(model, backend=backend, arch=arch) if isinstance(model, (str, os.PathLike)) else model
     found = load(os.fspath(data), max_bad=max_bad, seed=seed) if isinstance(data, (str, os.PathLike)) else data
-    images: Images | None = getattr(found, part)
-    if images is None:
+    if (images := getattr(found, part)) is None:
         raise OptionError("part", f"{shown(found.name)} has no {part} part")
     runner = open_runner(source, backend=backend, threads=threads, device=device)
     places = class_places(runner.classes, found.classes)
@@ -59,9 +58,9 @@ def val(
     seconds = time.perf_counter() - began
     if not runner.classes and logits.shape[1] != len(found.classes):
         raise OptionError("data", f"has {len(found.classes)} classes, the model {logits.shape[1]}")
-    conditions = {"backend": runner.backend, "dtype": runner.dtype, "threads": runner.threads}
-    measured = {"images_per_s": len(labels) / max(seconds, 1e-9), **conditions}
-    return {"data": found.name, "part": part, **scores(logits, places[labels]), **measured}
+    how: dict[str, Any] = {"backend": runner.backend, "dtype": runner.dtype, "threads": runner.threads}
+    how["images_per_s"] = len(labels) / max(seconds, 1e-9)
+    return {"data": found.name, "part": part, **scores(logits, places[labels]), **how}
 
 
 def class_places(names: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int64]:

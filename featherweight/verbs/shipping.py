@@ -46,9 +46,6 @@ def export(
     """
     check_options(formats, quantize, data)
     from featherweight import artifact
-    from featherweight.export import onnx, openvino
-    from featherweight.export.check import describe
-    from featherweight.surgery import edits_of
 
     source = sources.find(model, backend="torch", arch=arch)
     built = sources.module(source)
@@ -58,26 +55,42 @@ def export(
     batches, calibration = _batches(data, told, images, seed)
     if quantize is not None:
         built = _quantized(built, calibration)
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    about = describe(
-        classes=record.classes if record else (),
-        preprocess=told,
-        compression=[{"kind": kind} for kind in dict.fromkeys(edit.kind for edit in edits_of(built))],
-    )
-    limits = _limits(built, verify)
-    extra = ("kept_tokens",) if _drops_tokens(built) else ()
+    classes = record.classes if record else ()
+    found = _files(built, Path(folder), formats, batches, (classes, told), half=half, verify=verify)
+    rows = [_row(item) for item in found if item.path.exists()]
+    publish(Path(folder) / "parity.json", (json.dumps(rows, indent=1) + "\n").encode())
+    return rows
+
+
+def _files(
+    model: nn.Module,
+    folder: Path,
+    formats: Sequence[str],
+    batches: Sequence[Mapping[str, Tensor]],
+    known: tuple[Sequence[str], Preprocess],
+    *,
+    half: bool,
+    verify: bool,
+) -> list[Any]:
+    """Write the files, each after its check."""
+    from featherweight.export import onnx, openvino
+    from featherweight.export.check import describe
+    from featherweight.surgery import edits_of
+
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds = dict.fromkeys(edit.kind for edit in edits_of(model))
+    about = describe(classes=known[0], preprocess=known[1], compression=[{"kind": kind} for kind in kinds])
+    limits = _limits(model, verify)
+    extra = ("kept_tokens",) if _drops_tokens(model) else ()
+    target = folder / NAMES["onnx"]
     example = batches[0]["image"][:2]
-    target = place / NAMES["onnx"]
-    found = [onnx.export(built, example, target, metadata=about, extra=extra, batches=batches, **limits)]
+    found = [onnx.export(model, example, target, metadata=about, extra=extra, batches=batches, **limits)]
     if "openvino" in formats:
-        xml = place / NAMES["openvino"]
-        found.append(openvino.export(target, xml, model=built, batches=batches, half=half, **limits))
+        xml = folder / NAMES["openvino"]
+        found.append(openvino.export(target, xml, model=model, batches=batches, half=half, **limits))
     if "onnx" not in formats:
         target.unlink()
-    rows = [_row(item) for item in found if item.path.exists()]
-    publish(place / "parity.json", (json.dumps(rows, indent=1) + "\n").encode())
-    return rows
+    return found
 
 
 def check_options(formats: Sequence[str], quantize: str | None, data: Any) -> None:
