@@ -24,6 +24,7 @@ from .methods.deit import TokenDistill
 from .methods.distill import DISTANCES, Distill
 from .methods.dynamicvit import DynamicViT
 from .methods.quantize import quantize as to_int8
+from .methods.refit import refit
 from .models import zoo
 from .optim import adamw, cosine, sgd
 from .recipe import Count, Epochs, ModelSpec, Rate
@@ -114,7 +115,7 @@ def prune(
     *,
     mlp: Ratio = 0.3,
     heads: Ratio = 0.3,
-    importance: Literal["l1", "l2", "taylor"] = "taylor",
+    importance: Literal["l1", "l2", "taylor"] = "l2",
     round_to: Annotated[int, Within(1, 1024)] = 8,
     uniform: bool = True,
     samples: Count = 256,
@@ -128,7 +129,9 @@ def prune(
     def make() -> nn.Module:
         seen = work.batches("train", limit=samples, augment=False)
         options = {"mlp": mlp, "heads": heads, "importance": importance, "round_to": round_to, "uniform": uniform}
-        small = pruning.prune(before, batches=list(seen.epoch(0)), task=work.task, **options)
+        calibration = list(seen.epoch(0))
+        small = pruning.prune(before, batches=calibration, task=work.task, **options)
+        small = refit(before, small, calibration, work.task)
         return trained(work, small, work.methods or (Distill(copy.deepcopy(before).eval()),), epochs, images, lr)
 
     return finished_stage(work, f"prune (MLP {mlp:.0%}, heads {heads:.0%})", work.once("model", make))
