@@ -2,8 +2,8 @@
 """A PyTorch model -> an ONNX graph, in about a second: torch.export's program, one operator after the other.
 
 Operators on constants alone are computed now and not written. Not covered: control flow that depends on the data, and
-operators without an entry in `aten.py`, `layout.py` or `reductions.py`: `Unsupported`, and `onnx.py` then asks
-PyTorch's own exporter.
+operators without an entry in `aten.py`, `products.py`, `layout.py` or `reductions.py`: `Unsupported`, and `onnx.py`
+then asks PyTorch's own exporter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from featherweight.export import layout, reductions  # noqa: F401  they register their operators
+from featherweight.export import layout, products, reductions  # noqa: F401  they register their operators
 from featherweight.export.aten import OPERATORS, SAME
 from featherweight.export.graph import Graph, Ref, Unsupported
 

@@ -118,6 +118,7 @@ class QuantConv2d(nn.Module):
         self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
         self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
         self.padding, self.groups = layer.padding, layer.groups
+        self.same = same_padding(layer)
         _take_weight(self, layer)
         self.input = Quantizer() if inputs else nn.Identity()
         self.output = Quantizer() if output else nn.Identity()
@@ -129,12 +130,29 @@ class QuantConv2d(nn.Module):
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.conv2d(self.input(x), self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
+        x = self.input(x)
+        if self.same:
+            x = F.pad(x, self._pads(x))
+        x = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
         result: Tensor = self.output(x)
         return result
 
+    def _pads(self, x: Tensor) -> list[int]:
+        """So much that the output has ceil(size / stride) places, the odd one last; for the last axis first."""
+        pads: list[int] = []
+        for axis in (1, 0):
+            size, stride = x.shape[2 + axis], self.stride[axis]
+            wide = (-(-size // stride) - 1) * stride + (self.kernel_size[axis] - 1) * self.dilation[axis] + 1 - size
+            pads += [max(0, wide) // 2, max(0, wide) - max(0, wide) // 2]
+        return pads
+
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, int8"
+
+
+def same_padding(layer: nn.Module) -> bool:
+    """timm's Conv2dSame, which pads by the size of its input as TensorFlow does."""
+    return type(layer).__name__ == "Conv2dSame" and type(layer).__module__.startswith("timm.")
 
 
 def _take_weight(new: QuantLinear | QuantConv2d, layer: nn.Linear | nn.Conv2d) -> None:

@@ -21,7 +21,8 @@ from ..errors import Diverged, OptionError
 from ..modes import evaluating
 from ..runtime.parity import snr_db
 from ..surgery import Edit, apply, submodule
-from .int8 import QuantConv2d, Quantizer, QuantLinear
+from .flow import Flow, foldable, look
+from .int8 import QuantConv2d, Quantizer, QuantLinear, same_padding
 from .observers import Histogram, Range, named
 
 
@@ -31,10 +32,11 @@ class Calls(Protocol):
     def forward(self, model: nn.Module, batch: Any) -> Any: ...
 
 
-def plan(model: nn.Module, *, bits: int = 8, skip: Sequence[str] = ()) -> list[Edit]:
+def plan(model: nn.Module, *, bits: int = 8, skip: Sequence[str] = (), flow: Flow | None = None) -> list[Edit]:
     """One edit for each linear and 2d convolution layer that is not skipped; bits=32 leaves all as they are.
 
     skip: dotted paths; `*` stands for anything, and a path covers what is inside it. LookupError if nothing is left.
+    flow: what `flow.look` found; with it, batch norms are first folded into the convolutions before them.
     """
     if bits == 32:
         return []
@@ -50,8 +52,13 @@ def plan(model: nn.Module, *, bits: int = 8, skip: Sequence[str] = ()) -> list[E
     paths = [path for path in found if not any(covers(pattern, path) for pattern in skip)]
     if not paths:
         raise LookupError(f"{type(model).__name__} has no float linear or 2d convolution layer left to quantize")
-    whole = {"inputs": False} if makes_tokens(model) else {}
-    return [Edit(path, "int8", whole if isinstance(found[path], nn.Conv2d) else {}) for path in paths]
+    flow, inputs = flow or Flow(), {"inputs": False} if makes_tokens(model) else {}
+    norms = {path: flow.norms[path] for path in paths if path in flow.norms}
+    edits = [Edit("", "fold_norm", {"conv": p, "norm": n}) for p, n in norms.items() if foldable(submodule(model, n))]
+    for path in paths:
+        output = {"output": True} if path in flow.rounded else {}
+        edits.append(Edit(path, "int8", {**inputs, **output} if isinstance(found[path], nn.Conv2d) else {}))
+    return edits
 
 
 def makes_tokens(model: nn.Module) -> bool:
@@ -67,7 +74,7 @@ def quantizable(module: nn.Module) -> bool:
     """A linear or convolution layer that computes what its name says, unlike a subclass with its own forward."""
     forward = type(module).forward
     zeros = getattr(module, "padding_mode", "zeros") == "zeros"
-    return zeros and (forward is nn.Linear.forward or forward is nn.Conv2d.forward)
+    return zeros and (forward in (nn.Linear.forward, nn.Conv2d.forward) or same_padding(module))
 
 
 def covers(pattern: str, path: str) -> bool:
@@ -96,6 +103,10 @@ def quantize(
         return apply(model, [])
     images = tuple(first(batches, calibration_images))
     with evaluating(model), torch.no_grad():
+        flow = look(model, images[0]["image"][:2], task) if chains_convolutions(model, images) else None
+        edits = plan(model, bits=bits, skip=skip, flow=flow)
+        model = apply(model, [edit for edit in edits if edit.kind == "fold_norm"]).eval()
+        edits = [edit for edit in edits if edit.kind == "int8"]
         seen = observe(model, [edit.path for edit in edits], images, task)
         new = apply(model, [edit for edit in edits if edit.path in seen]).eval()
         for path, (inputs, outputs) in seen.items():
@@ -106,6 +117,12 @@ def quantize(
         if bias_correction:
             correct_bias(model, new, list(seen), images, task)
     return new
+
+
+def chains_convolutions(model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether this may be a convolutional network, and there are pictures to look at it with."""
+    has_some = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return has_some and not makes_tokens(model) and bool(batches) and "image" in batches[0]
 
 
 def first(batches: Iterable[Mapping[str, Any]], images: int) -> Iterator[Mapping[str, Any]]:
@@ -127,7 +144,7 @@ def observe(
     seen: dict[str, tuple[Histogram, Histogram]] = {}
 
     def watch(path: str) -> Callable[..., None]:
-        def look(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def note(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             inputs, outputs = seen.setdefault(path, (Histogram(), Histogram()))
             try:
                 inputs.add(args[0])
@@ -136,7 +153,7 @@ def observe(
             except ValueError as error:
                 raise Diverged(f"calibration: {path} has {error}") from None
 
-        return look
+        return note
 
     _run_watched(model, {path: watch(path) for path in paths}, batches, task)
     if not seen:
@@ -163,13 +180,13 @@ def correct_bias(
     sums: dict[str, tuple[Tensor, int]] = {}
 
     def watch(path: str) -> Callable[..., None]:
-        def look(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def note(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             axis = 1 if isinstance(layer, nn.Conv2d) else -1
             error = (output - submodule(new, path)(args[0])).movedim(axis, -1).flatten(0, -2)  # (samples, channels)
             total, count = sums.get(path, (torch.zeros(error.shape[1]), 0))
             sums[path] = total + error.sum(0), count + len(error)
 
-        return look
+        return note
 
     _run_watched(model, {path: watch(path) for path in paths}, batches, task)
     for path, (total, count) in sums.items():

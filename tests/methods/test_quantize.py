@@ -176,7 +176,9 @@ def test_weights_are_stored_in_8_bits_and_replay_needs_no_images(vit: nn.Module)
     linear = [name for name, module in small.named_modules() if isinstance(module, (QuantLinear, QuantConv2d))]
     assert linear == [edit.path for edit in edits_of(small)]
     assert all(state[f"{name}.weight_int8"].dtype == torch.int8 for name in linear)
-    assert all(state[f"{name}.input.zero_point"].dtype == torch.uint8 for name in linear)
+    inputs = [value for key, value in state.items() if key.endswith("input.zero_point")]
+    assert len(inputs) == len(linear) - 1, "what makes tokens of the picture gets it as it is"
+    assert all(value.dtype == torch.uint8 for value in inputs)
     torch.manual_seed(5)
     fresh = apply(VisionTransformer(vit.config), edits_of(small)).eval()
     fresh.load_state_dict(state)
@@ -260,7 +262,7 @@ def test_bias_correction_removes_the_mean_error() -> None:
     for corrected in (False, True):
         small = quantize(model, data, TASK, bias_correction=corrected, skip=("head",))
         errors[corrected] = (small.conv(x) - model.conv(x)).mean((0, 2, 3)).abs().max().item()
-    assert errors[True] < 1e-6 < errors[False]  # float32 sums of 8192 values
+    assert errors[True] < errors[False] / 20  # what is left comes from rounding the output after it
 
 
 def test_sensitivity_puts_the_worst_layer_first_and_leaves_the_model_alone(vit: nn.Module) -> None:

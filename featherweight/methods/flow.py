@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What follows what in a model: which batch norm belongs to which convolution, and whose output is a picture still.
+
+Read off torch.export's graph, where a layer is known by the weights it uses. A model that torch.export cannot follow
+has no answers here, which costs speed and never correctness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import OptionError
+from ..surgery import edit_kind, put, submodule
+
+# Operators that leave a picture a picture, in place or not
+# fmt: off
+_THROUGH = {
+    "batch_norm", "relu", "relu6", "hardtanh", "clamp", "hardswish", "silu", "sigmoid", "hardsigmoid", "leaky_relu",
+    "gelu", "add", "mul", "cat", "max_pool2d", "avg_pool2d", "pad", "constant_pad_nd", "dropout", "upsample_nearest2d",
+    "contiguous", "clone", "adaptive_avg_pool2d", "mean",
+}
+# fmt: on
+_CUTS = {"relu", "relu6", "hardtanh"}  # both runtimes make them part of the rounding that follows
+_PADS = {"pad", "constant_pad_nd"}
+
+
+@dataclass
+class Flow:
+    """What was found; paths of modules."""
+
+    norms: dict[str, str] = field(default_factory=dict)  # convolution -> the batch norm that alone uses its output
+    rounded: set[str] = field(default_factory=set)  # convolutions whose output should be rounded too
+
+
+def look(model: nn.Module, images: Tensor, task: Any) -> Flow:
+    """The flow of a model in evaluation mode. Nothing is found where torch.export gives up."""
+
+    class Called(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: Tensor) -> Any:
+            return task.forward(self.model, {"image": images})
+
+    try:
+        with torch.no_grad():
+            program = torch.export.export(Called().eval(), (images,))
+    except Exception:  # noqa: BLE001  it has no common base for what stops it
+        return Flow()
+    names = {spec.arg.name: spec.target or "" for spec in program.graph_signature.input_specs}
+    found, uses = Flow(), _uses(program.graph, names)
+    for node, path in uses:
+        if sum(path == other for _, other in uses) == 1:
+            _follow(node, path, names, found)
+    return found
+
+
+def _uses(graph: fx.Graph, names: dict[str, str]) -> list[tuple[fx.Node, str]]:
+    """Every convolution with the path of the layer that holds its weight."""
+    convolutions = [node for node in graph.nodes if _kind(node) == "conv2d"]
+    return [(node, _owner(node.args[1], names)) for node in convolutions if _owner(node.args[1], names)]
+
+
+def _follow(node: fx.Node, path: str, names: dict[str, str], found: Flow) -> None:
+    users = list(node.users)
+    if len(users) == 1 and _kind(users[0]) == "batch_norm":
+        norm = _owner(users[0].args[3], names)
+        if norm:
+            found.norms[path] = norm
+            users = list(users[0].users)
+    cut = len(users) == 1 and _kind(users[0]) in _CUTS
+    if cut and all(_kind(after) == "conv2d" for after in _past(users[0], _PADS)):
+        return  # the rounding of the next layer's input is enough
+    if any(_kind(after) in ("conv2d", "adaptive_avg_pool2d", "mean") for after in _reached(users)):
+        found.rounded.add(path)
+
+
+def _past(node: fx.Node, kinds: set[str]) -> Iterator[fx.Node]:
+    for user in node.users:
+        yield from _past(user, kinds) if _kind(user) in kinds else (user,)
+
+
+def _reached(nodes: list[fx.Node]) -> set[fx.Node]:
+    seen: set[fx.Node] = set()
+    while nodes:
+        node = nodes.pop()
+        if node not in seen:
+            seen.add(node)
+            if _kind(node) in _THROUGH:
+                nodes.extend(node.users)
+    return seen
+
+
+def _kind(node: Any) -> str:
+    schema = getattr(getattr(node, "target", None), "_schema", None)
+    return schema.name.split("::")[1].rstrip("_") if schema else ""
+
+
+def _owner(node: Any, names: dict[str, str]) -> str:
+    """Path of the module whose tensor a placeholder is; "" if it is none."""
+    target = names.get(getattr(node, "name", ""), "")
+    return target.removeprefix("model.").rpartition(".")[0]
+
+
+def foldable(norm: nn.Module) -> bool:
+    """A batch norm that does nothing else, or one of timm's that carries its activation along."""
+    return type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) or type(norm).__name__ == "BatchNormAct2d"
+
+
+@edit_kind
+def fold_norm(model: nn.Module, conv: str, norm: str) -> nn.Module:
+    """The batch norm as part of the convolution before it: W γ/√(σ²+ε), (b − μ) γ/√(σ²+ε) + β. Equal in evaluation."""
+    layer, after = submodule(model, conv), submodule(model, norm)
+    if not (isinstance(layer, nn.Conv2d) and foldable(after)):
+        raise OptionError("fold_norm", f"{conv!r} and {norm!r} are not a convolution and a batch norm")
+    mean, var = after.running_mean, after.running_var
+    factor = torch.rsqrt(var + after.eps) * (1 if after.weight is None else after.weight)  # type: ignore[operator]
+    bias = (0 if layer.bias is None else layer.bias) - mean  # type: ignore[operator]
+    bias = bias * factor + (0 if after.bias is None else after.bias)  # type: ignore[operator]
+    layer.weight = nn.Parameter((layer.weight * factor.reshape(-1, 1, 1, 1)).detach())
+    layer.bias = nn.Parameter(bias.detach())
+    rest = nn.Sequential(after.drop, after.act) if hasattr(after, "act") else nn.Identity()  # type: ignore[arg-type]
+    put(model, norm, rest.train(after.training))
+    return model
