@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_files
+import onnx_model
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -244,7 +244,7 @@ def test_an_exported_file_is_raced_with_its_conditions(backend: str, tmp_path: P
 def test_a_file_that_takes_no_images_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(OptionError, match="one batch of images"):
-        measure.runnable(onnx_files.write(tmp_path / "vectors.onnx"))
+        measure.runnable(onnx_model.write(tmp_path / "vectors.onnx"))
 
 
 def test_measurements_survive_json_and_refuse_what_they_do_not_know(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -178,14 +179,10 @@ def _sizes(shape: list[int | str | None]) -> tuple[int | None, ...]:
 
 def _openvino(path: Path, threads: int, precision: str) -> Session:
     source, weights = _openvino_bytes(path)
-    try:
-        import openvino
-    except ImportError:
-        raise missing_extra("running a model with OpenVINO", "openvino", "openvino") from None
+    core = _core()
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
     if precision != "auto":
         options["INFERENCE_PRECISION_HINT"] = precision
-    core = openvino.Core()
     try:
         model = core.read_model(source, weights or b"")
         compiled = core.compile_model(model, "CPU", options)
@@ -210,6 +207,17 @@ def _openvino(path: Path, threads: int, precision: str) -> Session:
         dtype=("int8" if rest == "float32" else f"int8+{rest}") if int8 else rest,
         threads=compiled.get_property("INFERENCE_NUM_THREADS"),
     )
+
+
+@cache
+def _core() -> Any:
+    """One for the process, for ever: each gives this thread a stack for signals and takes it away at its end, and of
+    two that end in the order they began the second leaves a stack that is gone: Ctrl-C would then be a crash."""
+    try:
+        import openvino
+    except ImportError:
+        raise missing_extra("running a model with OpenVINO", "openvino", "openvino") from None
+    return openvino.Core()
 
 
 def _openvino_bytes(path: Path) -> tuple[bytes, bytes | None]:

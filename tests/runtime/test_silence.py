@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from onnx_files import write
+from onnx_model import write
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
