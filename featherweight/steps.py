@@ -22,12 +22,13 @@ from .errors import OptionError
 from .methods import prune as pruning
 from .methods.deit import TokenDistill
 from .methods.distill import DISTANCES, Distill
-from .methods.dynamicvit import DynamicViT
+from .methods.dynamicvit import DynamicViT, SparseBlocks
 from .methods.quantize import quantize as to_int8
 from .methods.refit import refit
 from .models import zoo
 from .optim import adamw, cosine, sgd
 from .recipe import Count, Epochs, ModelSpec, Rate
+from .surgery import all_of
 from .train import Method, fit
 from .work import Log, Work, finished_stage
 
@@ -102,6 +103,8 @@ def tokens(
 ) -> Work:
     """Drop tokens (DynamicViT), taught by the model as it was; predictors learn `predictor_lr` times as fast."""
     before = current(work)
+    if all_of(before, SparseBlocks):
+        raise LookupError("the model drops tokens already")
     weights = {"ratio_weight": ratio_weight, "distill_weight": distill_weight, "token_weight": token_weight}
     method = DynamicViT(copy.deepcopy(before).eval(), keep=keep, at=tuple(at) if at else None, **weights)
     methods = (*work.methods, method)

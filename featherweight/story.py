@@ -26,6 +26,7 @@ from .surgery import all_of
 from .work import Work
 
 VIEWED_STAGES = 3
+BUSY = 1.5  # processes more than cores that want to run; the race itself keeps the cores at work
 
 
 def write_report(work: Work, *, samples: int) -> Work:
@@ -57,6 +58,7 @@ def write_report(work: Work, *, samples: int) -> Work:
         recipe=strict_yaml.write(recipe.plain(work.recipe)),
         fingerprint=work.data.fingerprint,
         skipped=tuple({"path": s.path, "reason": s.reason} for s in work.data.skipped),
+        warnings=_warnings(found),
         notes=_notes(found),
         warnings=work.left_out,
         budget=reached.asked if reached else "",
@@ -131,6 +133,15 @@ def _notes(found: Mapping[str, Any]) -> tuple[str, ...]:
         + ".",
         "MACs count the multiply-adds of linear layers, convolutions and matrix products of one image.",
     )
+
+
+def _warnings(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """What makes the numbers less certain than they look."""
+    raced = [latency["conditions"] for row in found["rows"] for latency in row["latencies"]]
+    load, cores = max(c["load"] for c in raced), raced[0]["cores"]
+    if load <= cores + BUSY:
+        return ()
+    return (f"The machine was busy while it was timed (load {load:.0f} on {cores} cores): a quiet one is faster and surer.",)
 
 
 def _export(item: Mapping[str, Any]) -> Export:
