@@ -58,9 +58,8 @@ def write_report(work: Work, *, samples: int) -> Work:
         recipe=strict_yaml.write(recipe.plain(work.recipe)),
         fingerprint=work.data.fingerprint,
         skipped=tuple({"path": s.path, "reason": s.reason} for s in work.data.skipped),
-        warnings=_warnings(found),
+        warnings=(*_warnings(found), *work.left_out),
         notes=_notes(found),
-        warnings=work.left_out,
         budget=reached.asked if reached else "",
         budget_met=reached.met if reached else None,
         license=CREDITS if work.data.format == "digits" else "",
@@ -141,7 +140,9 @@ def _warnings(found: Mapping[str, Any]) -> tuple[str, ...]:
     load, cores = max(c["load"] for c in raced), raced[0]["cores"]
     if load <= cores + BUSY:
         return ()
-    return (f"The machine was busy while it was timed (load {load:.0f} on {cores} cores): a quiet one is faster and surer.",)
+    return (
+        f"The machine was busy while it was timed (load {load:.0f} on {cores} cores): a quiet one is faster and surer.",
+    )
 
 
 def _export(item: Mapping[str, Any]) -> Export:
