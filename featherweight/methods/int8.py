@@ -24,13 +24,15 @@ _LIBRARY.define("dequantize(Tensor q, Tensor scale, Tensor? zero_point=None, int
 def quantize_values(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """clamp(round(x / scale) + zero_point) in the integer type of the zero point."""
     info = torch.iinfo(zero_point.dtype)
-    return (torch.round(x / scale) + zero_point).clamp(info.min, info.max).to(zero_point.dtype)
+    return (x / scale).round_().add_(zero_point).clamp_(info.min, info.max).to(zero_point.dtype)
 
 
 def dequantize_values(q: Tensor, scale: Tensor, zero_point: Tensor | None = None, axis: int = 0) -> Tensor:
     """(q - zero_point) * scale; a scale that is a vector belongs to that axis."""
-    values = q.to(scale.dtype) if zero_point is None else q.to(scale.dtype) - zero_point
-    return values * (scale.reshape([-1] + [1] * (q.ndim - 1 - axis)) if scale.ndim else scale)
+    values = q.to(scale.dtype, copy=True)
+    if zero_point is not None:
+        values.sub_(zero_point)
+    return values.mul_(scale.reshape([-1] + [1] * (q.ndim - 1 - axis)) if scale.ndim else scale)
 
 
 _LIBRARY.impl("quantize", quantize_values, "CompositeExplicitAutograd")

@@ -25,6 +25,8 @@ from .flow import Flow, foldable, look
 from .int8 import QuantConv2d, Quantizer, QuantLinear, same_padding
 from .observers import Histogram, Range, named
 
+CORRECTION_IMAGES = 32  # mean errors need few: 25 and 125 images gave EfficientNet-Lite0 the same 23.5 dB
+
 
 class Calls(Protocol):
     """The part of a task that is needed here: how the model is called."""
@@ -96,7 +98,8 @@ def quantize(
 
     Give training images: what a model is judged on must not have tuned it. observer: "mse", "minmax", "percentile",
     "entropy" or a function of a `Histogram`. bias_correction: shift each channel by the mean error that rounding made
-    in it on the same images (Nagel 2019, arXiv 1906.04721). A layer that is never called stays float.
+    in it on some of the same images (Nagel 2019, arXiv 1906.04721): 19 dB became 23.5 on EfficientNet-Lite0, a ViT did
+    not change. A layer that is never called stays float.
     """
     choose, edits = named(observer), plan(model, bits=bits, skip=skip)
     if not edits:
@@ -107,7 +110,7 @@ def quantize(
         edits = plan(model, bits=bits, skip=skip, flow=flow)
         model = apply(model, [edit for edit in edits if edit.kind == "fold_norm"]).eval()
         edits = [edit for edit in edits if edit.kind == "int8"]
-        seen = observe(model, [edit.path for edit in edits], images, task)
+        seen = observe(model, {edit.path: bool(edit.spec.get("output")) for edit in edits}, images, task)
         new = apply(model, [edit for edit in edits if edit.path in seen]).eval()
         for path, (inputs, outputs) in seen.items():
             layer = submodule(new, path)
@@ -115,7 +118,7 @@ def quantize(
                 if isinstance(quantizer, Quantizer):
                     quantizer.set_range(choose(found))
         if bias_correction:
-            correct_bias(model, new, list(seen), images, task)
+            correct_bias(model, new, list(seen), first(images, CORRECTION_IMAGES), task)
     return new
 
 
@@ -138,9 +141,12 @@ def first(batches: Iterable[Mapping[str, Any]], images: int) -> Iterator[Mapping
 
 
 def observe(
-    model: nn.Module, paths: Sequence[str], batches: Iterable[Mapping[str, Any]], task: Calls
+    model: nn.Module, paths: Mapping[str, bool], batches: Iterable[Mapping[str, Any]], task: Calls
 ) -> dict[str, tuple[Histogram, Histogram]]:
-    """Histograms of inputs and outputs of the layers that ran, in the order they first ran. Diverged if not finite."""
+    """Histograms of the inputs, and where `paths` says so of the outputs, of the layers that ran, in that order.
+
+    Raises Diverged for a value that is not finite.
+    """
     seen: dict[str, tuple[Histogram, Histogram]] = {}
 
     def watch(path: str) -> Callable[..., None]:
@@ -148,7 +154,7 @@ def observe(
             inputs, outputs = seen.setdefault(path, (Histogram(), Histogram()))
             try:
                 inputs.add(args[0])
-                if isinstance(layer, nn.Conv2d):  # the sums of a linear layer stay float
+                if paths[path]:
                     outputs.add(output)
             except ValueError as error:
                 raise Diverged(f"calibration: {path} has {error}") from None
