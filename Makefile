@@ -2,12 +2,13 @@
 # Needs Python 3.10-3.13 with pip and make; everything else is installed into .venv, once.
 #   make demo                        the demo: install, compress, measure, report
 #   make demo ARGS="--from-scratch"  the same, training everything
-#   make test                        the tests (PYTEST_ARGS="-m slow" for the slow ones)
+#   make test                        the tests, two files at a time (PYTEST_ARGS="-m slow" for the slow ones)
 #   make lint                        ruff and mypy
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PARALLEL ?= -n 2 --dist loadfile
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .PHONY: demo test lint clean
@@ -17,7 +18,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/featherweight demo $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

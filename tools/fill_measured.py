@@ -97,6 +97,8 @@ def table(reports: Sequence[Report], _: str) -> str:
     shown = reports[0]
     lines = ["```text", tables.table(shown.stages).rstrip(), ""]
     lines += [f"result  {tables.sentence(tables.headline(shown.stages))}", f"on      {where(shown)}"]
+    if score := tables.score(shown.stages[0].measurement):
+        lines.append(f"images  {score.n}, seen by nothing before; ± is the 95 % interval")
     if len(reports) > 1:
         together = compare.compare(reports)
         lines += ["", f"the same over {len(reports)} seeds", together.table().rstrip(), "", *together.findings]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from featherweight import files, recipe
-from featherweight.binding import Within
+from featherweight.binding import Within, options_of
 from featherweight.doors import checkpoint, image, json, onnx, pickle, safetensors, torchfile, yaml
 from featherweight.steps import STEPS
 
@@ -50,7 +50,7 @@ def kind(hint: Any) -> str:
     """An annotation in words: `a number 0..1`, `l1, l2 or taylor`."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        return " ".join([kind(parts[0]), *map(span, parts[1:])])
+        return " ".join([kind(parts[0]), *(span(part) for part in parts[1:] if isinstance(part, Within))])
     if origin is typing.Literal:
         names = [f"`{part}`" for part in parts]
         return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
@@ -67,9 +67,9 @@ def kind(hint: Any) -> str:
 
 def span(within: Within) -> str:
     """0..1, `1 or more` where the upper end is only there to catch nonsense."""
-    if within.high >= MANY:
-        return f"above {within.low:g}" if within.open_low else f"{within.low:g} or more"
-    return str(within)
+    if within.high < MANY:
+        return str(within)
+    return f"above {within.low:g}" if within.open_low else f"{within.low:g} or more"
 
 
 def remarks(cls: type) -> dict[str, str]:
@@ -94,7 +94,7 @@ def steps() -> str:
     parts = []
     for name, step in STEPS.items():
         parts.append(f"**`{name}`** – {(step.__doc__ or '').strip().splitlines()[0]}")
-        hints = recipe.options_of(step)
+        hints = options_of(step)
         defaults = inspect.signature(step).parameters
         body = [[f"`{key}`", value(defaults[key].default), kind(hint)] for key, hint in hints.items()]
         if body:
