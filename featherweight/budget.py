@@ -24,12 +24,12 @@ class Goal:
 
 def goal(budget: Budget) -> Goal:
     """The numbers in "1%" and "2x", "5ms", "1MB"; OptionError for what cannot be read."""
-    drop = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:%|points?)", budget.max_drop.strip())
+    drop = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:%|points?)", budget.max_drop.strip(), re.ASCII)
     if not drop or float(drop[1]) > 100:
         raise OptionError("max_drop", f"{budget.max_drop!r} is not a share such as 1% (points of top-1)")
     if budget.target is None:
         return Goal(float(drop[1]) / 100)
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(x|ms|kb|mb)", budget.target.strip().lower())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(x|ms|kb|mb)", budget.target.strip().lower(), re.ASCII)
     if not found or float(found[1]) <= 0:
         raise OptionError("target", f"{budget.target!r} is not 2x (faster), 5ms (at batch 1) or 1MB (on disk)")
     unit = found[2]

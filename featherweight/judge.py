@@ -56,10 +56,10 @@ def verdict(found: dict[str, Any], wanted: Goal, *, trains: bool = False) -> tup
         gain = found["top1"] - found["last_top1"]
         return gain >= 0, f"{100 * gain:+.1f} points"
     if measure.faster(found["ratio"], tuple(found["interval"])):
-        return True, f"{found['ratio']:.2f}x faster"
+        return True, measure.verdict(found["ratio"], tuple(found["interval"]))
     smaller = found["last_bytes"] / found["bytes"]
     if wanted.kind == "bytes" and smaller > 1.01:
-        return True, f"{smaller:.2f}x smaller"
+        return True, f"{smaller:.2f}× smaller"
     return False, measure.verdict(found["ratio"], tuple(found["interval"]))
 
 
@@ -108,7 +108,8 @@ def outcome(work: Work) -> Outcome:
     found = work.once_data("final", lambda: _compare(work, stages[0], stages[0], stages[-1], budget))
     value = {"speed": found["start_ms"] / found["latency_ms"]}.get(wanted.kind, found.get(wanted.kind, 0.0))
     met = value >= wanted.value if wanted.kind == "speed" else value <= wanted.value
-    words = {"speed": f"{value:.2f}x", "latency_ms": f"{value:.2f} ms", "bytes": f"{value / 1e6:.2f} MB"}
+    size = f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
+    words = {"speed": f"{value:.2f}x", "latency_ms": f"{value:.2f} ms", "bytes": size}
     return Outcome(met, f"{asked}, {budget.target}", words[wanted.kind])
 
 

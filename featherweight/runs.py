@@ -144,7 +144,7 @@ def _begin(
     files.publish(folder / "env.json", (json.dumps(environment, indent=1, sort_keys=True, default=str) + "\n").encode())
     for old in folder.glob("steps/*"):  # of a recipe that had more steps, or others
         if old.name not in {f"{number:02d}-{name}" for number, name in enumerate(names)}:
-            shutil.rmtree(old)
+            _clear(folder, old)
     return Work(plan, folder, loaded, _task(plan, loaded, given), preprocess or _preprocess(plan, given), tell, given)
 
 
@@ -184,7 +184,7 @@ def _do(work: Work, step: Step, number: int) -> Work:
     work = dataclasses.replace(work, step=name, key=key)
     mark = work.place / "key"
     if work.place.exists() and (not mark.is_file() or mark.read_text() != key):
-        shutil.rmtree(work.place)
+        _clear(work.folder, work.place)
     work.place.mkdir(parents=True, exist_ok=True)
     files.publish(mark, key.encode())
     about = {"name": step.name, "number": number, "of": len(work.recipe.steps), "options": dict(step.options)}
@@ -196,13 +196,20 @@ def _do(work: Work, step: Step, number: int) -> Work:
     except (LookupError, TypeError) as error:
         if isinstance(error, FeatherweightError) or work.recipe.budget is None:
             raise _mistake(error, f"steps[{number}].{step.name}") from error
-        text = f"{step.name}: left out, this model cannot have it ({error.args[0] if error.args else error})"
+        why = str(error.args[0] if error.args else error).partition(" Known:")[0].rstrip(".")
+        text = f"{step.name}: left out, this model cannot have it ({why})"
         work.tell({"event": "note", "text": text})
         return dataclasses.replace(work, left_out=(*work.left_out, text))
     except ValueError as error:
         raise _mistake(error, f"steps[{number}].{step.name}") from error
     write_metrics(work.folder)
     return judged(work, after) if work.recipe.budget and after.model is not work.model else after
+
+
+def _clear(folder: Path, step: Path) -> None:
+    """Take away what a step left under another key, and what was made of it."""
+    for old in (step, folder / "export", folder / "model"):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _mistake(error: Exception, where: str) -> Exception:
