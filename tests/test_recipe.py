@@ -318,7 +318,7 @@ def test_a_resolved_recipe_says_every_default() -> None:
     for step in plain["steps"]:
         ((name, options),) = step.items()
         assert set(options) == set(options_of(steps.STEPS[name]))
-    assert plain["steps"][4]["prune"]["importance"] == recipe.defaults("prune")["importance"] == "taylor"
+    assert plain["steps"][4]["prune"]["importance"] == recipe.defaults("prune")["importance"] == "l2"
 
 
 def test_a_run_is_called_like_its_file(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_parts_and_shards_as_the_hub_has_them(tmp_path):
 def test_broken_pictures_and_other_columns_in_parquet(tmp_path):
     path = parquet(tmp_path / "x.parquet", [0, 1] * 10, image="img", label="fine", broken=[3])
     data = load(path, image_column="img", label_column="fine", max_bad=0.05)
-    assert [(one.path, one.reason) for one in data.skipped] == [("x.parquet/3/3.png", "truncated")]
+    assert [(one.path, one.reason) for one in data.skipped] == [("x.parquet/3/3.png", "corrupt")]
     assert data.classes == ("0", "1") and len(data.train) + len(data.val) == 19
 
 
