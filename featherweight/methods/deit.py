@@ -18,8 +18,8 @@ from ..anatomy import Anatomy, Around, anatomy_of, embed_dim, prefix_of, wrap_bl
 from ..errors import OptionError
 from ..layers import TwoHeads
 from ..surgery import Aside, Edit, all_of, apply, edit_kind, find, put, submodule
-from ..train import Method, Pass
-from .distill import Distance, check_weights, hard, share
+from ..train import Pass
+from .distill import Distance, Distill, hard, share
 
 
 class DistillationToken(Around):
@@ -110,16 +110,10 @@ def plan(model: nn.Module) -> list[Edit]:
 
 
 @dataclass(frozen=True)
-class TokenDistill(Method):
+class TokenDistill(Distill):
     """(1 - alpha) * task(class logits) + alpha * distance(distillation logits, teacher); `hard` is the paper's."""
 
-    teacher: nn.Module
-    alpha: float = 0.5
-    temperature: float = 1.0
     distance: Distance = hard
-
-    def __post_init__(self) -> None:
-        check_weights(self.alpha, self.temperature)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         return apply(model, plan(model))
