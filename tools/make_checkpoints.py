@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make the weights that ship with the package: the first two steps of the recipe `demo_from_scratch`.
 
-    python tools/make_checkpoints.py --project runs            # about 40 minutes on two cores; goes on if it was stopped
+    python tools/make_checkpoints.py --project runs    # about 40 minutes on two cores; goes on if it was stopped
 
 The teacher and the plain student are copied to featherweight/weights, the run's log beside this script.
 """
