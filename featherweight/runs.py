@@ -104,13 +104,23 @@ def compress(
     if not isinstance(source, Data):
         fields["data"] = {"source": str(source)}
     if not isinstance(model, nn.Module):
-        fields["model"] = {"name": str(model), **spec}
+        fields["model"] = _trained({"name": str(model), **spec})
     plan = recipe.read(recipe_file, overrides, given=fields, partial=isinstance(model, nn.Module))
     options: dict[str, Any] = {"project": project, "name": name, "progress": progress, "preprocess": preprocess}
     if isinstance(model, nn.Module):
         plan = dataclasses.replace(plan, model=bind(ModelSpec, {**spec, "name": GIVEN}, "model", "compress"))
         options["given"] = {GIVEN: model}
     return run(plan, source=source if isinstance(source, Data) else None, **options)
+
+
+def _trained(spec: dict[str, Any]) -> dict[str, Any]:
+    """A named model with weights: what nobody has trained cannot lose anything by being made smaller."""
+    name = spec["name"]
+    if spec.get("weights") is not None or artifact.is_artifact(name):
+        return spec
+    if name.startswith("timm:") or not zoo.entry(name).shipped or spec.get("config"):
+        raise OptionError("weights", f"{shown(name)} comes without: give a weights file, or train it first")
+    return {**spec, "weights": "shipped"}
 
 
 def _folder(plan: Recipe) -> Path:

@@ -450,8 +450,12 @@ def test_a_users_transformer_gets_everything_once_described(tmp_path: Path, monk
 @pytest.mark.usefixtures("all_help")
 def test_a_model_of_timm_by_name(tmp_path: Path) -> None:
     pytest.importorskip("timm")
+    name = "timm:vit_tiny_patch16_224"
     config = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
-    done = compressed("timm:vit_tiny_patch16_224", tmp_path, config=config, overrides=FEW)
+    torch.save(zoo.create(name, **config, num_classes=10).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(OptionError, match="weights: timm:vit_tiny_patch16_224 comes without"):
+        compressed(name, tmp_path, config=config, overrides=FEW)
+    done = compressed(name, tmp_path, config=config, weights=str(tmp_path / "w.pth"), overrides=FEW)
     assert [stage.title for stage in done.stages] == TITLES
     assert done.preprocess.size == (32, 32)
     assert edits_of(artifact.load(tmp_path / "mine" / "model")) == edits_of(done.model)
@@ -467,6 +471,15 @@ def test_a_model_of_transformers(tmp_path: Path) -> None:
     )  # fmt: skip
     done = compressed(transformers.ViTForImageClassification(config), tmp_path, preprocess=SMALL, overrides=FEW)
     assert [stage.title for stage in done.stages] == TITLES
+
+
+def test_a_name_to_compress_needs_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionError, match="weights: deit_tiny comes without: give a weights file, or train it first"):
+        runs.compress("deit_tiny", "digits", project=tmp_path)
+    seen: list[recipe.Recipe] = []
+    monkeypatch.setattr(runs, "run", lambda plan, **_: seen.append(plan))
+    runs.compress("vit_digits", "digits", project=tmp_path)
+    assert seen[0].model == recipe.ModelSpec("vit_digits", "shipped")
 
 
 def test_names_in_messages_are_clean(tmp_path: Path) -> None:
