@@ -148,7 +148,7 @@ def test_curves_are_the_rows_of_the_metrics_as_numbers(work: Work) -> None:
 
 def test_what_was_left_out_and_skipped_is_told_and_names_stay_text(work: Work) -> None:
     page = page_of(work)
-    assert page.warnings == ("coding: left out",)
+    assert "coding: left out" in page.warnings
     assert [item["reason"] for item in page.skipped] == ["corrupt"]
     assert page.budget == "" and page.budget_met is None
     for name in ("report.html", "report.md"):
