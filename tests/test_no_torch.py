@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import built_wheel
 import numpy as np
 import pytest
-import wheel
 from packaging.requirements import Requirement
 from PIL import Image
 
@@ -189,7 +189,7 @@ def test_a_runtime_that_needed_torch_would_be_found(files: Path) -> None:
 def test_in_a_real_environment_without_torch(files: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    subprocess.run([python, "-m", "pip", "install", "-qq", wheel.build()], check=True)
+    subprocess.run([python, "-m", "pip", "install", "-qq", built_wheel.build()], check=True)
     listed = subprocess.run(
         [python, "-m", "pip", "list", "--format", "json"], check=True, capture_output=True, text=True
     )

@@ -15,13 +15,13 @@ import zipfile
 from email.parser import Parser
 from pathlib import Path
 
+import built_wheel
 import pytest
-import wheel
 from packaging.requirements import Requirement
 
 import featherweight
 
-ROOT = wheel.ROOT
+ROOT = built_wheel.ROOT
 PACKAGE = ROOT / "featherweight"
 LIMIT_BYTES = 5_000_000
 CORE = {"cyclopts", "jinja2", "markupsafe", "matplotlib", "numpy", "onnxruntime", "pillow", "pyyaml", "rich"}
@@ -31,7 +31,7 @@ HELP_SECONDS = 0.3  # of processor time, on an idle machine
 
 @pytest.fixture(scope="module")
 def archive() -> zipfile.ZipFile:
-    return zipfile.ZipFile(wheel.build())
+    return zipfile.ZipFile(built_wheel.build())
 
 
 @pytest.fixture(scope="module")

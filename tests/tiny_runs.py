@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tiny_training
 import torch
 import torch._dynamo  # an optimizer imports it, which takes seconds: once, in the parent of all processes
 
@@ -100,11 +99,7 @@ def session(project: Path, pace: float) -> None:
 
 def start(project: Path, *, pace: float = 0.05) -> Any:
     """A process that does `session`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_training", "tiny_runs"])
-    here = Path(__file__).resolve().parent
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent)])
-    process = context.Process(target=session, args=(project, pace))
+    process = tiny_training.prepare("tiny_runs").Process(target=session, args=(project, pace))
     process.start()
     return process
 
