@@ -13,11 +13,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from .errors import OptionError
 from .surgery import put, submodule
 
 Run = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
+Attend = Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]  # a block's parts are its family's own
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A block in two, for what has to happen between attention and MLP. Each half has its residual branch whole."""
+
+    attend: Attend  # (block, tokens, the same after `norm`, mask as in run) -> tokens
+    mlp: Callable[[Any, Tensor], Tensor]
+    norm: str = "norm1"  # path from a block
+    key_norm: str = ""  # path of a norm of each head's keys, where there is one
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,7 @@ class Anatomy:
     projection: str = "attn.proj"
     num_heads: str = "num_heads"  # the attention's attribute
     widths: tuple[str, ...] = field(default=())  # further attributes that hold heads x head width
+    halves: Halves | None = None
 
 
 def _call(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -45,7 +60,17 @@ def _prefix(model: nn.Module) -> int:
     return int(model.num_prefix_tokens)  # type: ignore[arg-type]
 
 
-OURS = Anatomy(blocks="blocks", norm="norm", head="head", run=_call, prefix=_prefix)
+OURS = Anatomy(
+    blocks="blocks",
+    norm="norm",
+    head="head",
+    run=_call,
+    prefix=_prefix,
+    halves=Halves(
+        attend=lambda block, x, y, mask: x + block.drop_path(block.attn(y, mask)),
+        mlp=lambda block, x: x + block.drop_path(block.mlp(block.norm2(x))),
+    ),
+)
 TIMM = Anatomy(
     blocks="blocks",
     norm="norm",
@@ -53,6 +78,11 @@ TIMM = Anatomy(
     run=lambda block, x, mask: block(x, attn_mask=mask),
     prefix=_prefix,
     widths=("attn_dim",),
+    halves=Halves(
+        attend=lambda block, x, y, mask: x + block.drop_path1(block.ls1(block.attn(y, attn_mask=mask))),
+        mlp=lambda block, x: x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))),
+        key_norm="attn.k_norm",
+    ),
 )
 HF_VIT = Anatomy(
     blocks="vit.layers",
@@ -64,6 +94,11 @@ HF_VIT = Anatomy(
     qkv=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
     projection="attention.o_proj",
     num_heads="num_attention_heads",
+    halves=Halves(
+        attend=lambda block, x, y, mask: x + block.dropout(block.attention(y, mask)[0]),
+        mlp=lambda block, x: x + block.dropout(block.mlp(block.layernorm_after(x))),
+        norm="layernorm_before",
+    ),
 )
 
 _BY_CLASS: dict[type[nn.Module], Anatomy] = {}
@@ -107,6 +142,7 @@ class Around(nn.Module):
 
     blocks: nn.ModuleList
     adds = 0  # tokens that it puts before the patches
+    counts = False  # it treats block 3 unlike block 2, so that nothing may come between it and the host's own blocks
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         raise TypeError(f"{type(self).__name__} has no forward")
@@ -114,7 +150,11 @@ class Around(nn.Module):
 
 def wrap_blocks(model: nn.Module, make: Callable[[nn.ModuleList], Around]) -> nn.Module:
     """Put one module in place of the host's own blocks, in this very model; what stands around them stays."""
-    path, _ = _innermost(model)
+    path, outside = _innermost(model)
+    for other in outside:
+        if other.counts:
+            text = f"treats each block by its number, so it comes last; {type(model).__name__} has it already"
+            raise OptionError(type(other).__name__, text)
     old = submodule(model, path)
     around = make(nn.ModuleList(list(old.children())))
     return put(model, path, nn.Sequential(around) if isinstance(old, nn.Sequential) else nn.ModuleList([around]))
@@ -139,3 +179,29 @@ def embed_dim(model: nn.Module) -> int:
     """Width C of the tokens, read from the first MLP."""
     block = next(iter(blocks_of(model).values()))
     return int(submodule(block, anatomy_of(model).mlp[0]).in_features)  # type: ignore[arg-type]
+
+
+def mean_key(block: nn.Module, anatomy: Anatomy, y: Tensor) -> Tensor:
+    """Normed tokens (B, N, C) -> the mean of each one's keys over the heads (B, N, d), without a gradient.
+
+    Of a plain layer the mean of the heads' weights is taken first, which is the same and a small product. Raises
+    LookupError for a family whose record has no halves.
+    """
+    if anatomy.halves is None:
+        raise LookupError("the family's record has no halves: Anatomy(..., halves=Halves(attend, mlp))")
+    heads = int(getattr(submodule(block, anatomy.attention), anatomy.num_heads))
+    layer = submodule(block, anatomy.qkv[len(anatomy.qkv) // 3])  # the one, or the second of three
+    norm = submodule(block, anatomy.halves.key_norm) if anatomy.halves.key_norm else nn.Identity()
+    parts = 1 if len(anatomy.qkv) == 3 else 3
+    with torch.no_grad():
+        if type(layer) is nn.Linear and isinstance(norm, nn.Identity):
+            weight = _of_keys(layer.weight, parts, heads).mean(0)  # (d, C)
+            bias = None if layer.bias is None else _of_keys(layer.bias, parts, heads).mean(0)
+            return F.linear(y, weight, bias)
+        keys = layer(y).unflatten(-1, (parts, heads, -1))[..., parts // 2, :, :]  # (B, N, h, d)
+        return norm(keys).mean(-2)
+
+
+def _of_keys(weight: Tensor, parts: int, heads: int) -> Tensor:
+    """Rows of q | k | v -> those of k, by head (h, d, ...)."""
+    return weight.unflatten(0, (parts, heads, -1))[parts // 2]

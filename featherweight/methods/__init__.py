@@ -2,6 +2,6 @@
 """One method per file. They work on any module and never import `featherweight.models`; importing them here registers
 the kinds of edit that a saved model may name."""
 
-from . import deit, distill, dynamicvit, prune, quantize
+from . import deit, distill, dynamicvit, prune, quantize, tome
 
-__all__ = ["deit", "distill", "dynamicvit", "prune", "quantize"]
+__all__ = ["deit", "distill", "dynamicvit", "prune", "quantize", "tome"]
