@@ -47,3 +47,50 @@ class TwoHeads(nn.Module):
     def answer(self, logits: Tensor) -> Tensor:
         """In training: what evaluation would have answered to the batch whose class logits these are."""
         return (logits + self.aside.dist_logits) / 2
+
+
+class AuxLogits(nn.Module):
+    """Class logits (B, K) and one set of logits per token (B, N, K) -> one tensor (B, K), as LV-ViT answers.
+
+    Training returns the class logits and puts `aux_logits` and the mix-token `box` (or None) aside for the loss;
+    evaluation adds half of each class's largest token logit (Jiang 2021, 2104.10858). With `mix_token`, the model it is
+    part of mixes each batch in training.
+    """
+
+    def __init__(self, mix_token: bool = False) -> None:
+        super().__init__()
+        self.mix_token = mix_token
+        self.aside = Aside()
+
+    def forward(self, logits: Tensor, aux_logits: Tensor, box: Tensor | None = None) -> Tensor:
+        if self.training:
+            self.aside.aux_logits, self.aside.box = aux_logits, box
+            return logits
+        return self.fused(logits, aux_logits)
+
+    def fused(self, logits: Tensor, aux_logits: Tensor) -> Tensor:
+        """What evaluation answers."""
+        return logits + 0.5 * aux_logits.amax(dim=1)
+
+    def answer(self, logits: Tensor) -> Tensor:
+        """In training: what evaluation would have answered to the batch whose class logits these are."""
+        return self.fused(logits, self.aside.aux_logits)
+
+
+def draw_box(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    """A random part of a grid (H, W): (top, left, bottom, right), int64, with the grid's shape.
+
+    Its share of the area is uniform in 0..1 where it fits; around any place, cut off at the border.
+    """
+    size = torch.tensor(grid, device=device)
+    sides = (size * torch.rand((), device=device).sqrt()).long()
+    middle = (size * torch.rand(2, device=device)).long()
+    first = middle - sides // 2
+    return torch.cat([first.clamp(min=0), torch.minimum(first + sides // 2 * 2, size)])
+
+
+def swap_box(tokens: Tensor, box: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Tokens (B, N, C) of a grid, row by row; those in the box come from the batch in reverse order."""
+    rows, columns = torch.arange(grid[0], device=tokens.device), torch.arange(grid[1], device=tokens.device)
+    inside = ((rows >= box[0]) & (rows < box[2]))[:, None] & ((columns >= box[1]) & (columns < box[3]))  # (H, W)
+    return torch.where(inside.flatten()[None, :, None], tokens.flip(0), tokens)
