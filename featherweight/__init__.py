@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featherweight.artifact import load
+    from featherweight.official import create
     from featherweight.pipelines import pipeline
     from featherweight.runs import run
     from featherweight.verbs import bench, info, val
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "bench", "info", "load", "pipeline", "run", "val"]
+__all__ = ["__version__", "bench", "create", "info", "load", "pipeline", "run", "val"]
 
 _PLACES = {
     "bench": "verbs",
+    "create": "official",
     "info": "verbs",
     "load": "artifact",
     "pipeline": "pipelines",

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learned absolute positions for another grid: what changes when a model meets pictures of another size.
 
-Three rules are in use, and the same weights give different models by them: DeiT and LV-ViT interpolate bicubically, timm
-since 0.9 bicubically with antialiasing, older timm and DynamicViT bilinearly. All keep the rows of the prefix tokens.
+Three rules are in use, and the same weights give different models by them: DeiT and LV-ViT interpolate bicubically,
+timm since 0.9 bicubically with antialiasing, older timm and DynamicViT bilinearly. All keep the rows of the prefix
+tokens.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def resize(
 ) -> Tensor:
     """(1, prefix + N, C) for the grid `source` -> (1, prefix + H * W, C) for `grid` = (H, W); equal grids: unchanged.
 
-    `source` is the square that N makes where it is not given. OptionError for an unknown kernel, or an N that is neither
-    a square nor the size of `source`.
+    `source` is the square that N makes where it is not given. OptionError for an unknown kernel, or an N that is
+    neither a square nor the size of `source`.
     """
     check_kernel(kernel)
     rows = positions.shape[1] - prefix

@@ -157,7 +157,14 @@ def check(name: str, **config: Any) -> None:
 
 
 def create(name: str, **config: Any) -> nn.Module:
-    """The named model with random weights; `config` overrides fields of its configuration (`num_classes`, ...)."""
+    """The model of a name, a family or timm's, with random weights; `config` sets fields of its configuration.
+
+    `create("timm", architecture=NAME)` is `create("timm:NAME")`.
+    """
+    if name == "timm":
+        name = f"timm:{config.pop('architecture', '')}"
+    if name in FAMILIES:
+        return build({"name": name, "config": config})
     if name.startswith("timm:"):
         return build({"name": name, "config": {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}})
     line = entry(name)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the authors' files call the tensors of our models, and which model a stranger's file would fit.
+
+Our plain models have the official names already. What a method puts around the blocks is taken away from a name: the
+authors of a method put its parts beside the list of blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .anatomy import Around
+from .models import zoo
+from .surgery import all_of
+
+
+def of(model: nn.Module) -> dict[str, str]:
+    """Official name -> our name, for each tensor of the state dict; shared tensors have several."""
+    around = sorted(all_of(model, Around), key=len, reverse=True)
+    return {_plain(key, around): key for key in model.state_dict()}
+
+
+def ours(key: str, names: Mapping[str, str]) -> str:
+    """Our name of a tensor, which may have our name already."""
+    return names.get(key, key)
+
+
+def hint(tensors: Mapping[str, Any], model: nn.Module) -> str:
+    """What the file is instead, as far as its names and shapes tell; or nothing."""
+    if any("score_predictor." in key for key in tensors) and not any("score_predictor" in k for k in of(model)):
+        return "it is a DynamicViT's: sparsify the model first (methods.dynamicvit.plan), then load it"
+    fits = list(_fitting(tensors))
+    return f"it fits {', '.join(fits[:3])}" if fits else ""
+
+
+def _plain(key: str, around: list[str]) -> str:
+    """The name without the modules that stand around the blocks, innermost first."""
+    for path in around:
+        blocks, _, _ = path.rpartition(".")
+        if key.startswith(f"{path}.blocks."):
+            key = f"{blocks}.{key.removeprefix(f'{path}.blocks.')}"
+        elif key.startswith(f"{path}."):
+            key = f"{blocks.rpartition('.')[0]}.{key.removeprefix(f'{path}.')}".lstrip(".")
+    return key
+
+
+def _fitting(tensors: Mapping[str, Any]) -> Iterator[str]:
+    """Names of the table whose tensors are these, but for the number of classes."""
+    for name in zoo.ZOO:
+        with torch.device("meta"):
+            own = zoo.create(name).state_dict()
+        if own.keys() == tensors.keys() and all(_alike(tensors[key].shape, own[key].shape) for key in own):
+            yield name
+
+
+def _alike(one: Any, other: Any) -> bool:
+    return tuple(one) == tuple(other) or (len(one) <= 2 and tuple(one)[1:] == tuple(other)[1:])
