@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from torch import nn
@@ -17,8 +17,8 @@ from torch import nn
 from . import artifact
 from .beginning import start
 from .binding import Filled, Ratio, Within
-from .data.transforms import Augment
 from .errors import OptionError
+from .fitting import trained
 from .methods import prune as pruning
 from .methods.deit import TokenDistill
 from .methods.distill import DISTANCES, Distill
@@ -26,13 +26,9 @@ from .methods.dynamicvit import DynamicViT, SparseBlocks
 from .methods.quantize import quantize as to_int8
 from .methods.refit import refit
 from .models import zoo
-from .optim import adamw, cosine, sgd
 from .recipe import Count, Epochs, ModelSpec, Rate
 from .surgery import all_of
-from .train import Method, fit
-from .work import Log, Work, finished_stage
-
-CHECKPOINT_EVERY = 50  # steps of training
+from .work import Work, finished_stage
 
 
 def teacher(work: Work, *, epochs: Epochs | None = None, images: Count | None = None, lr: Rate | None = None) -> Work:
@@ -214,42 +210,3 @@ def _model(work: Work) -> ModelSpec:
             f"the recipe names none; add `model: vit_digits`. Known: {', '.join(zoo.known())}, timm:NAME, a folder",
         )
     return work.recipe.model
-
-
-def trained(
-    work: Work,
-    model: nn.Module,
-    methods: Sequence[Method],
-    epochs: int | None,
-    images: int | None,
-    lr: float | None,
-    groups: Mapping[str, float] | None = None,
-) -> nn.Module:
-    """`fit` with the recipe's options; it goes on from the step's checkpoint where one is."""
-    given: Mapping[str, Any] = {"epochs": epochs, "images": images, "lr": lr}
-    plan = dataclasses.replace(work.recipe.train, **{key: value for key, value in given.items() if value is not None})
-    known: dict[str, Any] = {"weight_decay": plan.weight_decay, "groups": groups}
-    optimizer = adamw(plan.lr, **known) if plan.optimizer == "adamw" else sgd(plan.lr, **known)
-    augment = Augment(**{**plan.augment, "num_classes": len(work.data.classes)}) if plan.augment else None
-    seen = work.batches("train", limit=plan.images, augment=augment)
-    judge = work.batches("val", limit=plan.validate_images)
-    work.tell(
-        {"event": "train", "epochs": plan.epochs, "steps": seen.steps_per_epoch, "images": seen.samples_per_epoch}
-    )
-    return fit(
-        model,
-        seen,
-        work.task,
-        methods=tuple(methods),
-        optimizer=optimizer,
-        schedule=cosine(warmup=plan.warmup, min_ratio=plan.min_ratio),
-        epochs=plan.epochs,
-        ema=plan.ema,
-        clip=plan.clip,
-        precision=plan.precision,
-        seed=work.recipe.seed,
-        log=Log(work),
-        checkpoint=work.place / "checkpoints",
-        checkpoint_every=CHECKPOINT_EVERY,
-        validate=lambda m: work.task.evaluate(m, judge.epoch(0)),
-    )

@@ -14,10 +14,10 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,59 +26,14 @@ from featherweight import distributed, optim, randomness
 from featherweight.checkpoint import State, Store, tensors_of
 from featherweight.errors import Diverged, OptionError, shown
 from featherweight.interrupt import interruptible
-from featherweight.modes import evaluating, lone_sample
+from featherweight.method import Batch, Batches, Method, Pass, Task, answer
+from featherweight.modes import lone_sample
 from featherweight.options import facts_of
 
-Batch = Mapping[str, Tensor]
+__all__ = ["Batch", "Batches", "Method", "Pass", "Task", "fit"]
+
 Log = Callable[[dict[str, Any]], object]
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One forward pass, as a method sees it. May grow fields; no method's signature changes when it does."""
-
-    model: nn.Module
-    batch: Batch
-    output: Any
-    call: Callable[[nn.Module], Any]  # another model's output on this batch: in eval mode, without gradient
-    progress: float  # the fraction of the run that is done, 0 at the first step
-    task_terms: tuple[str, ...]  # the terms that are the task's own: what a distiller scales by 1 - alpha
-
-
-class Method:
-    """What takes part in training. Holds options only: its memory is parameters and buffers of the model."""
-
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """The model to train: a copy with edits (they stay) or scaffold (`finish` takes it away)."""
-        return model
-
-    def loss(self, terms: dict[str, Tensor], run: Pass) -> dict[str, Tensor]:
-        """The terms with this method's own added, and others scaled."""
-        return terms
-
-    def after_step(self, model: nn.Module, progress: float) -> None:
-        """Change numbers, never modules; progress is 1 after the last step."""
-
-    def finish(self, model: nn.Module) -> nn.Module:
-        """The trained model without scaffold."""
-        return model
-
-
-class Task(Protocol):
-    """What `fit` asks of a task."""
-
-    def forward(self, model: nn.Module, batch: Any) -> Any: ...
-    def loss(self, output: Any, batch: Any) -> dict[str, Tensor]: ...
-
-
-class Batches(Protocol):
-    """What `fit` asks of the data: epoch `epoch`, from batch `start` on, always the same."""
-
-    @property
-    def steps_per_epoch(self) -> int: ...
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
-    def shard(self, rank: int, world: int) -> Batches: ...
 
 
 def fit(
@@ -213,7 +168,7 @@ class Loop:
         with mixed, lone_sample(model, _size(batch)):
             output = plan.task.forward(self.wrapped, batch)
             terms = dict(plan.task.loss(output, batch))
-            run = Pass(model, batch, output, partial(_call, plan.task, batch, model), progress, tuple(terms))
+            run = Pass(model, batch, output, partial(answer, plan.task, batch, model), progress, tuple(terms))
             for method in plan.methods:
                 terms = method.loss(terms, run)
         values = dict(zip(terms, torch.stack([term.detach().float() for term in terms.values()]).tolist(), strict=True))
@@ -281,14 +236,6 @@ def _end(state: State, plan: Plan, team: distributed.Team) -> nn.Module:
     for method in reversed(plan.methods):
         model = method.finish(model)
     return model.eval()
-
-
-def _call(task: Task, batch: Batch, trained: nn.Module, model: nn.Module) -> Any:
-    """`model`'s output on the batch: in eval mode without gradient, unless it is the model being trained."""
-    if model is trained:
-        return task.forward(model, batch)
-    with torch.no_grad(), evaluating(model):
-        return task.forward(model, batch)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -67,7 +67,7 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     """An empty folder with a few pictures, and everything that takes long made short."""
     import torch
 
-    from featherweight import data, measure, steps, train
+    from featherweight import data, fitting, measure, train
     from featherweight.models import zoo
     from featherweight.runtime import session
 
@@ -82,7 +82,7 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     fit = functools.wraps(train.fit)(lambda *args, **options: train_fit(*args, **{**options, "epochs": 1}))
     train_fit = train.fit
     monkeypatch.setattr(train, "fit", fit)
-    monkeypatch.setattr(steps, "fit", fit)
+    monkeypatch.setattr(fitting, "fit", fit)
     load = data.load
     monkeypatch.setattr(data, "load", lambda source, **options: load(source, **few(source, options)))
     race = measure.race

@@ -13,7 +13,7 @@ import tiny_training
 import torch
 import torch._dynamo  # an optimizer imports it, which takes seconds: once, in the parent of all processes
 
-from featherweight import recipe, runs, steps
+from featherweight import fitting, recipe, runs
 from featherweight.recipe import Recipe
 from featherweight.work import Work
 
@@ -80,7 +80,7 @@ class Told:
 
 def carry_out(project: Path, told: Told | None = None, **changes: Any) -> Work:
     """`training` in this process."""
-    steps.CHECKPOINT_EVERY = EVERY
+    fitting.CHECKPOINT_EVERY = EVERY
     return runs.run(training(**changes), project=project, progress=told)
 
 
@@ -93,7 +93,7 @@ def session(project: Path, pace: float) -> None:
             (project / "step").write_text(f"{event['step_name']} {event['step']}")
             time.sleep(pace)
 
-    steps.CHECKPOINT_EVERY = EVERY
+    fitting.CHECKPOINT_EVERY = EVERY
     runs.run(training(), project=project, progress=tell)
 
 
