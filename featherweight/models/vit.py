@@ -161,7 +161,7 @@ class VisionTransformer(nn.Module):
         if config.distilled:
             self.head_dist = nn.Linear(dim, config.num_classes)
             self.two_heads = TwoHeads()
-        self._init_weights()
+        init_weights(self, config.init)
 
     def forward(self, x: Tensor) -> Tensor:
         if tuple(x.shape[-2:]) != self.config.image_size:
@@ -176,20 +176,21 @@ class VisionTransformer(nn.Module):
         logits = self.head(x[:, 0])
         return self.two_heads(logits, self.head_dist(x[:, 1])) if self.config.distilled else logits
 
-    @torch.no_grad()
-    def _init_weights(self) -> None:
-        """Linear, tokens, positions: normal 0.02 cut at 2; biases 0; the patch convolution keeps PyTorch's default."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                if self.config.init == "xavier":
-                    nn.init.xavier_uniform_(module.weight)
-                else:
-                    nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for name, parameter in self.named_parameters(recurse=False):
-            if name in ("cls_token", "dist_token", "pos_embed"):
-                nn.init.trunc_normal_(parameter, std=0.02)
+
+@torch.no_grad()
+def init_weights(model: nn.Module, how: str) -> None:
+    """Linear, tokens, positions: normal 0.02 cut at 2; biases 0; convolutions keep PyTorch's default."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            if how == "xavier":
+                nn.init.xavier_uniform_(module.weight)
+            else:
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for name, parameter in model.named_parameters(recurse=False):
+        if name in ("cls_token", "dist_token", "pos_embed"):
+            nn.init.trunc_normal_(parameter, std=0.02)
 
 
 def sinusoidal(grid: tuple[int, int], dim: int, prefix: int) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from torch import nn
 
 from ..errors import OptionError, closest, missing_extra, shown
 from ..runtime.preprocess import Preprocess
-from . import resnet, vit
+from . import lvvit, resnet, vit
+from .table import IMAGENET, ZOO, Entry
 
-IMAGENET = Preprocess(crop_pct=0.875, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 FAMILIES: dict[str, tuple[Callable[[Any], nn.Module], type]] = {
     "vit": (vit.VisionTransformer, vit.ViTConfig),
+    "lvvit": (lvvit.LVViT, lvvit.LVViTConfig),
     "resnet": (resnet.ResNet, resnet.ResNetConfig),
 }
 LIMITS = {
@@ -49,86 +50,6 @@ TIMM_KEYS = {
 _BASE = "_featherweight_base"
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One named model: the family, how it differs from the family's defaults, and what is known about it."""
-
-    family: str
-    config: Mapping[str, Any]
-    preprocess: Preprocess
-    says: str = ""
-    reported_top1: float | None = None  # percent on ImageNet-1k, as its authors report it; not measured by us
-    source: str = ""
-    shipped: bool = False  # weights of our own come with the package
-    aliases: tuple[str, ...] = field(default=())
-
-
-def _deit(size: str, dim: int, heads: int, image: int, distilled: bool, top1: float) -> Entry:
-    return Entry(
-        "vit",
-        {"embed_dim": dim, "num_heads": heads, "image_size": (image, image), "distilled": distilled},
-        replace(IMAGENET, size=(image, image)),
-        "DeiT, distillation token" if distilled else "DeiT",
-        top1,
-        "Touvron 2021, the DeiT repository's table",
-        aliases=(f"deit_{size}{'_distilled' if distilled else ''}",) if image == 224 else (),
-    )
-
-
-_SMALL = Preprocess(size=(48, 48), resize="exact", interpolation="bilinear", mean=(0.35,) * 3, std=(0.25,) * 3)
-ZOO: dict[str, Entry] = {
-    f"deit_{size}_{'distilled_' if distilled else ''}patch16_{image}": _deit(size, dim, heads, image, distilled, top1)
-    for size, dim, heads, image, distilled, top1 in (
-        ("tiny", 192, 3, 224, False, 72.2),
-        ("small", 384, 6, 224, False, 79.9),
-        ("base", 768, 12, 224, False, 81.8),
-        ("tiny", 192, 3, 224, True, 74.5),
-        ("small", 384, 6, 224, True, 81.2),
-        ("base", 768, 12, 224, True, 83.4),
-        ("base", 768, 12, 384, False, 82.9),
-        ("base", 768, 12, 384, True, 85.2),
-    )
-} | {
-    "vit_digits": Entry(
-        "vit",
-        {
-            "image_size": (48, 48),
-            "patch_size": 4,
-            "embed_dim": 96,
-            "depth": 6,
-            "num_heads": 3,
-            "stem": "conv",
-            "init": "xavier",
-            "num_classes": 10,
-        },
-        _SMALL,
-        "the demo's student: 144 tokens",
-        shipped=True,
-    ),
-    "resnet_digits": Entry(
-        "resnet",
-        {"image_size": (48, 48), "widths": (24, 48, 96), "depths": (1, 1, 1), "stem": "small", "num_classes": 10},
-        _SMALL,
-        "the demo's teacher",
-        shipped=True,
-    ),
-    "resnet18": Entry(
-        "resnet",
-        {},
-        replace(IMAGENET, interpolation="bilinear"),
-        "as torchvision's",
-        69.8,
-        "torchvision's table",
-    ),
-    "resnet34": Entry(
-        "resnet",
-        {"depths": (3, 4, 6, 3)},
-        replace(IMAGENET, interpolation="bilinear"),
-        "as torchvision's",
-        73.3,
-        "torchvision's table",
-    ),
-}
 _ALIASES = {alias: name for name, entry in ZOO.items() for alias in entry.aliases}
 
 
@@ -202,8 +123,8 @@ def preprocess_of(name: str, model: nn.Module | None = None, config: Mapping[str
         return found if own is None else replace(found, size=(own, own) if isinstance(own, int) else tuple(own))
     if _ALIASES.get(name, name) in ZOO:
         found = entry(name).preprocess
-        size = (config or {}).get("image_size")
-        return found if size is None else replace(found, size=tuple(size))
+        size: Any = (config or {}).get("image_size")
+        return found if size is None else replace(found, size=(size, size) if isinstance(size, int) else tuple(size))
     own = getattr(getattr(model, "config", None), "image_size", (224, 224))
     return replace(IMAGENET, size=(own, own) if isinstance(own, int) else tuple(own))
 

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The named models: which family, how they differ from its defaults, and what their authors report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..runtime.preprocess import Preprocess
+
+IMAGENET = Preprocess(crop_pct=0.875, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named model: the family, how it differs from the family's defaults, and what is known about it."""
+
+    family: str
+    config: Mapping[str, Any]
+    preprocess: Preprocess
+    says: str = ""
+    reported_top1: float | None = None  # percent on ImageNet-1k, as its authors report it; not measured by us
+    source: str = ""
+    shipped: bool = False  # weights of our own come with the package
+    aliases: tuple[str, ...] = field(default=())
+
+
+def _deit(size: str, dim: int, heads: int, image: int, distilled: bool, top1: float) -> Entry:
+    return Entry(
+        "vit",
+        {"embed_dim": dim, "num_heads": heads, "image_size": (image, image), "distilled": distilled},
+        replace(IMAGENET, size=(image, image)),
+        "DeiT, distillation token" if distilled else "DeiT",
+        top1,
+        "Touvron 2021, the DeiT repository's table",
+        aliases=(f"deit_{size}{'_distilled' if distilled else ''}",) if image == 224 else (),
+    )
+
+
+_LVVIT = {  # embed_dim, depth, num_heads, stem_width, skip_lam, share of the picture that evaluation sees
+    "t": (240, 12, 4, 64, 1.0, 0.9),
+    "s": (384, 16, 6, 64, 2.0, 0.9),
+    "m": (512, 20, 8, 64, 2.0, 1.0),
+    "l": (768, 24, 12, 128, 3.0, 1.0),
+}
+
+
+def _lvvit(size: str, image: int, top1: float | None) -> Entry:
+    *shape, crop_pct = _LVVIT[size]
+    config = dict(zip(("embed_dim", "depth", "num_heads", "stem_width", "skip_lam"), shape, strict=True))
+    return Entry(
+        "lvvit",
+        {**config, "image_size": (image, image)},
+        replace(IMAGENET, size=(image, image), crop_pct=crop_pct),
+        "LV-ViT, a head on every token",
+        top1,
+        "Jiang 2021, the TokenLabeling repository's table" if top1 else "",
+    )
+
+
+_DEITS = (
+    ("tiny", 192, 3, 224, False, 72.2),
+    ("small", 384, 6, 224, False, 79.9),
+    ("base", 768, 12, 224, False, 81.8),
+    ("tiny", 192, 3, 224, True, 74.5),
+    ("small", 384, 6, 224, True, 81.2),
+    ("base", 768, 12, 224, True, 83.4),
+    ("base", 768, 12, 384, False, 82.9),
+    ("base", 768, 12, 384, True, 85.2),
+)
+_LVVITS = (
+    ("t", 224, 79.1),
+    ("s", 224, 83.3),
+    ("s", 384, 84.4),
+    ("m", 224, 84.0),
+    ("m", 384, 85.4),
+    ("m", 448, 85.5),
+    ("l", 224, None),
+    ("l", 448, 86.2),
+    ("l", 512, 86.4),
+)
+_SMALL = Preprocess(size=(48, 48), resize="exact", interpolation="bilinear", mean=(0.35,) * 3, std=(0.25,) * 3)
+_DIGITS = {
+    "vit_digits": Entry(
+        "vit",
+        {
+            "image_size": (48, 48),
+            "patch_size": 4,
+            "embed_dim": 96,
+            "depth": 6,
+            "num_heads": 3,
+            "stem": "conv",
+            "init": "xavier",
+            "num_classes": 10,
+        },
+        _SMALL,
+        "the demo's student: 144 tokens",
+        shipped=True,
+    ),
+    "resnet_digits": Entry(
+        "resnet",
+        {"image_size": (48, 48), "widths": (24, 48, 96), "depths": (1, 1, 1), "stem": "small", "num_classes": 10},
+        _SMALL,
+        "the demo's teacher",
+        shipped=True,
+    ),
+}
+
+
+def _resnet(depths: tuple[int, ...], top1: float) -> Entry:
+    bilinear = replace(IMAGENET, interpolation="bilinear")
+    return Entry("resnet", {"depths": depths}, bilinear, "as torchvision's", top1, "torchvision's table")
+
+
+ZOO: dict[str, Entry] = {
+    **{f"deit_{line[0]}_{'distilled_' if line[4] else ''}patch16_{line[3]}": _deit(*line) for line in _DEITS},
+    **{f"lvvit_{line[0]}{'' if line[1] == 224 else f'_{line[1]}'}": _lvvit(*line) for line in _LVVITS},
+    **_DIGITS,
+    "resnet18": _resnet((2, 2, 2, 2), 69.8),
+    "resnet34": _resnet((3, 4, 6, 3), 73.3),
+}
