@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 DEPTH = 6  # of options inside options
+NOT_DATA = ("images", "rank", "world", "workers")  # of batches: described otherwise, or without a part in the result
 
 
 def facts_of(plan: object, batches: Any, world: int) -> dict[str, Any]:
     """What must be the same when a training run is taken up again: its plan, its data, its processes, its torch."""
-    data = {k: v for k, v in getattr(batches, "__dict__", {}).items() if k not in ("images", "rank", "world")}
+    data = {k: v for k, v in getattr(batches, "__dict__", {}).items() if k not in NOT_DATA}
     data["samples"] = len(getattr(batches, "images", ()))
     return {
         **{name: describe(value) for name, value in vars(plan).items()},

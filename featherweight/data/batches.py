@@ -9,14 +9,17 @@ mixing (mixup, cutmix) takes its partners from the rank's own batch.
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featherweight.errors import OptionError
+from featherweight.data import orders
+from featherweight.errors import OptionError, closest
 from featherweight.runtime.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from featherweight.data.transforms import Augment
 
 ORDER, SAMPLE, MIX = 0, 1, 2  # separate streams of random numbers
+SAMPLERS = ("full", "official")
 
 
 def generator(seed: int, epoch: int, index: int, stream: int, repeat: int = 0) -> np.random.Generator:
@@ -32,7 +36,10 @@ def generator(seed: int, epoch: int, index: int, stream: int, repeat: int = 0) -
 
 
 class Batches:
-    """Batches {"image": (B, 3, H, W) float32, "label", "index": (B,) int64}; mixing adds "soft_label" (B, K)."""
+    """Batches {"image": (B, 3, H, W) float32, "label", "index": (B,) int64}; mixing adds "soft_label" (B, K).
+
+    With `cycle`, "place" (B,) int64 numbers what there is to see: equal numbers, equal pictures in equal batches.
+    """
 
     def __init__(
         self,
@@ -48,16 +55,24 @@ class Batches:
         drop_last: bool = False,
         limit: int | None = None,
         repeats: int = 1,
+        sampler: str = "full",
+        cycle: int | None = None,
+        workers: int = 0,
     ) -> None:
         """limit: samples per epoch over all ranks: the first of a shuffled order, else evenly spaced.
 
         repeats: how often a picture comes, each time augmented anew, in an epoch of the same length.
+        sampler: "full" takes any number of pictures; "official" is that of DeiT's code, in whole runs of 256.
+        cycle: after so many epochs the first one comes again, order and augmentation alike.
+        workers: threads that decode and augment ahead; the batches are the same for any number.
         With several ranks the order is filled up from its start, so that all take as many steps: evaluate with world=1.
         """
-        checks = {"batch_size": batch_size, "world": world, "repeats": repeats, "limit": 1 if limit is None else limit}
+        checks = {"batch_size": batch_size, "world": world, "repeats": repeats, "limit": limit, "cycle": cycle}
         for name, value in checks.items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise OptionError(name, f"must be 1 or more, not {value!r}")
+        if workers < 0:
+            raise OptionError("workers", f"must be 0 or more, not {workers!r}")
         if not 0 <= rank < world:
             raise OptionError("rank", f"must be 0..{world - 1}, not {rank!r}")
         if len(images) == 0:
@@ -65,10 +80,24 @@ class Batches:
         self.images, self.preprocess, self.augment = images, preprocess, augment
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.rank, self.world, self.drop_last, self.limit, self.repeats = rank, world, drop_last, limit, repeats
+        self.sampler, self.cycle, self.workers = sampler, cycle, workers
+        self._check_sampler()
+
+    def _check_sampler(self) -> None:
+        if self.sampler not in SAMPLERS:
+            text = f"no {self.sampler!r}; {closest(self.sampler, SAMPLERS)}Known: {', '.join(SAMPLERS)}"
+            raise OptionError("sampler", text)
+        if self.sampler == "official" and self.limit is not None:
+            raise OptionError("sampler", "official takes what it takes: leave the limit of images out, or use full")
+        if self.sampler == "official" and self.samples_per_epoch == 0:
+            text = f"official serves whole runs of {orders.RUN} pictures, and there are {len(self.images)}: use full"
+            raise OptionError("sampler", text)
 
     @property
     def samples_per_epoch(self) -> int:
         """Over all ranks, without what fills up the last step."""
+        if self.sampler == "official":
+            return orders.official_count(len(self.images), self.world)
         return min(len(self.images), self.limit or len(self.images))
 
     @property
@@ -84,6 +113,7 @@ class Batches:
             raise OptionError("rank", f"must be 0..{world - 1}, not {rank!r}")
         mine = copy.copy(self)
         mine.rank, mine.world = rank, world
+        mine._check_sampler()
         return mine
 
     def __len__(self) -> int:
@@ -95,21 +125,40 @@ class Batches:
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The epoch's samples over all ranks: rows of (index, how often it came before)."""
         n, total = self.samples_per_epoch, len(self.images)
+        if self.sampler == "official":
+            seed = (self.seed << 32) + epoch if self.shuffle else None
+            return orders.official(total, repeats=self.repeats, world=self.world, seed=seed)
         if self.shuffle:
             indices = generator(self.seed, epoch, 0, ORDER).permutation(total)
         else:
             indices = np.arange(n) * total // n
-        indices = np.repeat(indices, self.repeats)[:n]
-        counts = np.tile(np.arange(self.repeats), n // self.repeats + 1)[:n]
-        rows = np.stack([indices, counts], axis=1).astype(np.int64)
-        return rows[np.arange(-(-n // self.world) * self.world) % n]
+        return orders.full(indices, n, repeats=self.repeats, world=self.world)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, torch.Tensor]]:
         """This rank's batches of an epoch, from step `start` on."""
-        mine = self.order(epoch)[self.rank :: self.world]
-        for step in range(start, self.steps_per_epoch):
-            rows = mine[step * self.batch_size : (step + 1) * self.batch_size]
-            yield self.collate(epoch, rows)
+        epoch = epoch % self.cycle if self.cycle else epoch
+        rows = self.order(epoch)
+        places = np.arange(self.rank, len(rows), self.world)
+        steps = [places[s * self.batch_size : (s + 1) * self.batch_size] for s in range(start, self.steps_per_epoch)]
+        for mine, batch in zip(steps, self._collated(epoch, [rows[where] for where in steps]), strict=True):
+            yield {**batch, "place": torch.from_numpy(epoch * len(rows) + mine)} if self.cycle else batch
+
+    def _collated(self, epoch: int, steps: list[NDArray[np.int64]]) -> Iterator[dict[str, torch.Tensor]]:
+        """The batches in order, some of them made ahead by the workers."""
+        if not self.workers:
+            yield from (self.collate(epoch, rows) for rows in steps)
+            return
+        ahead: deque[Future[dict[str, torch.Tensor]]] = deque()
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="featherweight-data")
+        try:
+            for rows in steps:
+                ahead.append(pool.submit(self.collate, epoch, rows))
+                if len(ahead) > self.workers + 1:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def collate(self, epoch: int, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """Rows of (index, repeat) -> one batch."""

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches: order and augmentation from (seed, epoch, index) alone."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
+from golden_files import golden
 
 from featherweight.data import Augment, Batches
-from featherweight.errors import OptionError
+from featherweight.errors import InputError, OptionError
 from featherweight.runtime.preprocess import Preprocess
 
 FIT = Preprocess(size=(8, 8))
@@ -129,6 +132,10 @@ def test_repeats_keep_the_length_and_augment_anew(n):
         ({"batch_size": 1, "limit": 0}, "limit: must be"),
         ({"batch_size": 1, "repeats": 0}, "repeats: must be"),
         ({"batch_size": 1, "rank": 2, "world": 2}, "rank: must be 0..1"),
+        ({"batch_size": 1, "workers": -1}, "workers: must be"),
+        ({"batch_size": 1, "cycle": 0}, "cycle: must be"),
+        ({"batch_size": 1, "sampler": "offical"}, "sampler: no 'offical'; did you mean 'official'"),
+        ({"batch_size": 1, "sampler": "official", "limit": 2}, "sampler: official takes what it takes"),
     ],
 )
 def test_wrong_options(options, told):
@@ -139,3 +146,78 @@ def test_wrong_options(options, told):
 def test_an_empty_part_is_refused():
     with pytest.raises(OptionError, match="no images"):
         Batches(Some(0), FIT, batch_size=1)
+
+
+SAMPLER = golden("functions_deit")["repeated_augmentation_sampler"]
+
+
+@pytest.mark.parametrize("case", [case for case in SAMPLER if not case.startswith(("n=200|", "n=1281167|replicas=8"))])
+def test_the_official_sampler_is_deits(case):
+    n, world, shuffle, epoch, repeats = (part.partition("=")[2] for part in case.split("|"))
+    for rank, wanted in SAMPLER[case].items():
+        if wanted["first12"] is None:
+            continue
+        images = Sized(int(n))
+        options = {"shuffle": shuffle == "True", "rank": int(rank[4:]), "world": int(world)}
+        batches = Batches(images, FIT, batch_size=64, repeats=int(repeats), sampler="official", **options)
+        mine = batches.order(int(epoch))[batches.rank :: batches.world, 0]
+        assert len(mine) == wanted["len"] and len(set(mine.tolist())) == wanted["distinct"]
+        assert mine[:12].tolist() == wanted["first12"] and mine[-3:].tolist() == wanted["last3"]
+
+
+class Sized(Some):
+    """So many pictures that nobody looks at."""
+
+    def __init__(self, n):
+        self.labels = np.broadcast_to(np.int64(0), n)
+
+
+def test_the_official_sampler_would_be_empty_and_ours_is_not():
+    assert SAMPLER["n=200|replicas=1|shuffle=True|epoch=1|repeats=3"]["rank0"]["len"] == 0
+    with pytest.raises(OptionError, match=r"sampler: official serves whole runs of 256 pictures, and there are 200"):
+        Batches(Some(200), FIT, batch_size=8, repeats=3, sampler="official")
+    assert Batches(Some(200), FIT, batch_size=8, repeats=3).samples_per_epoch == 200
+
+
+def test_repeats_put_the_copies_on_different_processes():
+    ranks = [
+        torch.cat([b["index"] for b in Batches(Some(60), FIT, batch_size=5, shuffle=True, repeats=3, rank=r, world=3)])
+        for r in range(3)
+    ]
+    assert torch.equal(ranks[0], ranks[1]) and torch.equal(ranks[1], ranks[2]) and len(set(ranks[0].tolist())) == 20
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("augment", [AUGMENT, MIX])
+def test_workers_make_the_same_batches(workers, augment):
+    options = {"batch_size": 4, "shuffle": True, "augment": augment, "repeats": 2, "cycle": 2}
+    alone = Batches(Some(23), FIT, **options)
+    helped = Batches(Some(23), FIT, **options, workers=workers)
+    for start in (0, 2):
+        found = list(zip(alone.epoch(1, start), helped.epoch(1, start), strict=True))
+        assert len(found) == 6 - start and all(same(one, two) for one, two in found)
+
+
+def test_workers_end_with_their_loop_and_tell_what_went_wrong():
+    before = threading.active_count()
+    for _ in Batches(Some(40), FIT, batch_size=4, workers=2).epoch(0):
+        break
+    assert threading.active_count() == before
+
+    class Broken(Some):
+        def __getitem__(self, i):
+            if i == 9:
+                raise InputError("nine.png", "truncated", "stops early")
+            return super().__getitem__(i)
+
+    with pytest.raises(InputError, match=r"nine.png: truncated"):
+        list(Batches(Broken(20), FIT, batch_size=4, workers=2).epoch(0))
+    assert threading.active_count() == before
+
+
+def test_a_cycle_shows_the_first_epoch_again():
+    batches = Batches(Some(10), FIT, batch_size=4, shuffle=True, augment=AUGMENT, cycle=2, rank=1, world=2)
+    first, second, third = (list(batches.epoch(e)) for e in range(3))
+    assert all(same(a, b) for a, b in zip(first, third, strict=True))
+    assert not all(same(a, b) for a, b in zip(first, second, strict=True))
+    assert [b["place"].tolist() for b in first + second] == [[1, 3, 5, 7], [9], [11, 13, 15, 17], [19]]
