@@ -14,14 +14,17 @@ import torch
 from torch import nn
 
 from .anatomy import Around
-from .models import zoo
+from .models import sret, zoo
 from .surgery import all_of
 
 
 def of(model: nn.Module) -> dict[str, str]:
     """Official name -> our name, for each tensor of the state dict; shared tensors have several."""
     around = sorted(all_of(model, Around), key=len, reverse=True)
-    return {_plain(key, around): key for key in model.state_dict()}
+    found = {_plain(key, around): key for key in model.state_dict()}
+    for alias, first in (sret.aliases(model.config) if isinstance(model, sret.SReT) else {}).items():
+        found |= {alias + k.removeprefix(first): k for k in model.state_dict() if k.startswith(f"{first}.")}
+    return found
 
 
 def ours(key: str, names: Mapping[str, str]) -> str:
@@ -52,8 +55,10 @@ def _fitting(tensors: Mapping[str, Any]) -> Iterator[str]:
     """Names of the table whose tensors are these, but for the number of classes."""
     for name in zoo.ZOO:
         with torch.device("meta"):
-            own = zoo.create(name).state_dict()
-        if own.keys() == tensors.keys() and all(_alike(tensors[key].shape, own[key].shape) for key in own):
+            model = zoo.create(name)
+        own, names = model.state_dict(), of(model)
+        theirs = {ours(key, names): tensor for key, tensor in tensors.items()}
+        if own.keys() == theirs.keys() and all(_alike(theirs[key].shape, own[key].shape) for key in own):
             yield name
 
 

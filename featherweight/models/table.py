@@ -80,6 +80,46 @@ _LVVITS = (
     ("l", 448, 86.2),
     ("l", 512, 86.4),
 )
+_SRET = {  # base_dim, num_heads, mlp_ratio, nll_ratio
+    "t": (32, (2, 4, 8), 3.6, 1.0),
+    "lt": (32, (2, 4, 8), 4.0, 1.0),
+    "s": (42, (3, 6, 12), 3.0, 2.0),
+}
+_SRETS = (
+    ("t", "", 224, 76.0),
+    ("lt", "", 224, 76.7),
+    ("s", "", 224, 81.9),
+    ("lt", "16_14_1", 224, 76.6),
+    ("t", "wo_slice", 224, 76.1),
+    ("lt", "wo_slice", 224, 76.8),
+    ("s", "wo_slice", 224, 82.0),
+    ("t", "distill", 224, 77.6),
+    ("lt", "distill", 224, 77.7),
+    ("t", "wo_slice_distill", 224, 77.7),
+    ("lt", "wo_slice_distill", 224, 77.9),
+    ("t", "wo_slice_finetune", 384, 79.7),
+    ("s", "wo_slice_finetune", 384, 83.8),
+    ("s", "wo_slice_finetune", 512, 84.3),
+)
+
+
+def _sret(size: str, form: str, image: int, top1: float) -> Entry:
+    config = dict(zip(("base_dim", "num_heads", "mlp_ratio", "nll_ratio"), _SRET[size], strict=True))
+    if "wo_slice" in form:
+        config.update(groups=(1, 1, 1), groups_recursive=(1, 1, 1))
+    elif form == "16_14_1":
+        config.update(groups=(16, 14, 1), groups_recursive=(1, 1, 1))
+    return Entry(
+        "sret",
+        {**config, "image_size": (image, image)},
+        replace(IMAGENET, size=(image, image)),
+        f"SReT, shared blocks{'' if 'wo_slice' in form else ', attention in groups'}"
+        f"{', distilled' if 'distill' in form or 'finetune' in form else ''}",
+        top1,
+        "Shen 2022, the SReT repository's table",
+    )
+
+
 _SMALL = Preprocess(size=(48, 48), resize="exact", interpolation="bilinear", mean=(0.35,) * 3, std=(0.25,) * 3)
 _DIGITS = {
     "vit_digits": Entry(
@@ -116,6 +156,10 @@ def _resnet(depths: tuple[int, ...], top1: float) -> Entry:
 ZOO: dict[str, Entry] = {
     **{f"deit_{line[0]}_{'distilled_' if line[4] else ''}patch16_{line[3]}": _deit(*line) for line in _DEITS},
     **{f"lvvit_{line[0]}{'' if line[1] == 224 else f'_{line[1]}'}": _lvvit(*line) for line in _LVVITS},
+    **{
+        "_".join(["sret", *filter(None, [n, form]), *([str(i)] * (i != 224))]): _sret(n, form, i, top1)
+        for n, form, i, top1 in _SRETS
+    },
     **_DIGITS,
     "resnet18": _resnet((2, 2, 2, 2), 69.8),
     "resnet34": _resnet((3, 4, 6, 3), 73.3),

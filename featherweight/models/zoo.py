@@ -19,12 +19,13 @@ from torch import nn
 
 from ..errors import OptionError, closest, missing_extra, shown
 from ..runtime.preprocess import Preprocess
-from . import lvvit, resnet, vit
+from . import lvvit, resnet, sret, vit
 from .table import IMAGENET, ZOO, Entry
 
 FAMILIES: dict[str, tuple[Callable[[Any], nn.Module], type]] = {
     "vit": (vit.VisionTransformer, vit.ViTConfig),
     "lvvit": (lvvit.LVViT, lvvit.LVViTConfig),
+    "sret": (sret.SReT, sret.SReTConfig),
     "resnet": (resnet.ResNet, resnet.ResNetConfig),
 }
 LIMITS = {
@@ -34,6 +35,7 @@ LIMITS = {
     "patch_size": 1024,
     "image_size": 16384,
     "mlp_ratio": 64.0,
+    "nll_ratio": 64.0,
 }
 WIDEST = 65536  # any number of a config that has no limit of its own
 TIMM_KEYS = {
