@@ -13,6 +13,7 @@ import numpy as np
 
 from featherweight.data import digits, folder, parquet, tables
 from featherweight.data.batches import Batches
+from featherweight.data.memory import Held
 from featherweight.data.parts import Data, Images, Listing, Skipped, TooManyBad, assemble
 from featherweight.data.transforms import Augment
 from featherweight.errors import InputError, OptionError, closest, shown
@@ -79,12 +80,20 @@ def load_files(
     val_share: float = 0.2,
     image_column: str = "image",
     label_column: str = "label",
+    in_memory: bool = False,
 ) -> Data:
-    """Pictures on disk; every file is decoded once. val_share: what is split off train where there is no validation."""
+    """Pictures on disk; every file is decoded once. val_share: what is split off train where there is no validation.
+
+    in_memory: keep the pictures decoded, which saves most of the time of reading where they are small.
+    """
     if not 0 < val_share < 1:
         raise OptionError("data.val_share", f"must be between 0 and 1, not {val_share!r}")
     found = recognize(root, image_column=image_column, label_column=label_column)
-    return assemble(found, max_bad=max_bad, val_share=val_share)
+    data = assemble(found, max_bad=max_bad, val_share=val_share)
+    if not in_memory:
+        return data
+    test = None if data.test is None else Held(data.test)
+    return replace(data, train=Held(data.train), val=Held(data.val), test=test)
 
 
 def recognize(root: Path, *, image_column: str, label_column: str) -> Listing:

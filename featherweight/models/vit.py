@@ -34,7 +34,7 @@ class ViTConfig:
     stem: str = "patch"  # one convolution per patch; "conv": 3x3 convolutions of stride 2 up to the patch size
     distilled: bool = False  # a distillation token after the class token, and a second head
     init: str = "deit"  # linear layers: normal 0.02; "xavier": learns much sooner where embed_dim is small
-    position: str = "learned"  # or "sinusoidal": fixed, 2-D
+    position: str = "learned"  # or "sinusoidal": fixed, 2-D; or "none"
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0  # of the last block; the others on a line from 0
 
@@ -45,8 +45,8 @@ class ViTConfig:
             raise OptionError("image_size", f"{size} is not a pair of multiples of patch_size {self.patch_size}")
         if self.embed_dim % self.num_heads:
             raise OptionError("num_heads", f"{self.num_heads} does not divide embed_dim {self.embed_dim}")
-        if self.position not in ("learned", "sinusoidal"):
-            raise OptionError("position", f"{self.position!r} is not one of learned, sinusoidal")
+        if self.position not in ("learned", "sinusoidal", "none"):
+            raise OptionError("position", f"{self.position!r} is not one of learned, sinusoidal, none")
         if self.init not in ("deit", "xavier"):
             raise OptionError("init", f"{self.init!r} is not one of deit, xavier")
         if self.stem not in ("patch", "conv"):
@@ -149,7 +149,9 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         if config.distilled:
             self.dist_token = nn.Parameter(torch.zeros(1, 1, dim))
-        if config.position == "learned":
+        if config.position == "none":
+            self.pos_embed = None
+        elif config.position == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, self.num_prefix_tokens + math.prod(config.grid), dim))
         else:
             self.register_buffer("pos_embed", sinusoidal(config.grid, dim, self.num_prefix_tokens), persistent=False)
@@ -169,7 +171,7 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(x)  # (B, N, C)
         prefix = [self.cls_token] + ([self.dist_token] if self.config.distilled else [])
         x = torch.cat([token.expand(x.shape[0], -1, -1) for token in prefix] + [x], dim=1)  # (B, P + N, C)
-        x = self.pos_drop(x + self.pos_embed)  # type: ignore[operator]
+        x = self.pos_drop(x if self.pos_embed is None else x + self.pos_embed)  # type: ignore[operator]
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)

@@ -119,6 +119,19 @@ def test_sinusoidal_positions_are_fixed_and_tell_rows_from_columns() -> None:
         sinusoidal((2, 2), 6, 1)
 
 
+@torch.no_grad()
+def test_without_positions_the_order_of_the_patches_makes_no_difference() -> None:
+    def flipped(position: str) -> float:
+        torch.manual_seed(0)
+        model = small(position=position, init="xavier").eval()
+        image = torch.randn(1, 3, 16, 24)
+        rows = image.unflatten(2, (2, 8)).flip(2).flatten(2, 3)  # both rows of patches change places
+        return float((model(image) - model(rows)).abs().max())
+
+    assert flipped("none") < 1e-6 < 1e-3 < flipped("sinusoidal")
+    assert "pos_embed" not in small(position="none").state_dict()
+
+
 @pytest.mark.parametrize(
     ("config", "says"),
     [
