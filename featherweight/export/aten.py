@@ -132,6 +132,16 @@ def clamp(g: Graph, out: Tensor, *, self: Value, min: Value = None, max: Value =
 
 
 @operator
+def clamp_min(g: Graph, out: Tensor, *, self: Value, min: Value) -> str:  # noqa: A002
+    return g.op("Max", g.read(self, out.dtype), g.read(min, out.dtype))
+
+
+@operator
+def clamp_max(g: Graph, out: Tensor, *, self: Value, max: Value) -> str:  # noqa: A002
+    return g.op("Min", g.read(self, out.dtype), g.read(max, out.dtype))
+
+
+@operator
 def hardtanh(g: Graph, out: Tensor, *, self: Value, min_val: float = -1, max_val: float = 1) -> str:
     return g.op("Clip", g.read(self), g.read(min_val, out.dtype), g.read(max_val, out.dtype))
 

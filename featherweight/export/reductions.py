@@ -35,6 +35,43 @@ def argmax(g: Graph, out: Tensor, *, self: Value, dim: int, keepdim: bool = Fals
     return g.op("ArgMax", g.read(self), axis=dim % len(self.shape), keepdims=int(keepdim))
 
 
+def _extreme(aten: str, kind: str, best: str, places: str) -> None:
+    """max and min: of two tensors, of everything, or along an axis with the places."""
+
+    def write(
+        g: Graph, out: Any, *, self: Value, dim: int | None = None, keepdim: bool = False, other: Value = None
+    ) -> str | list[str]:
+        if other is not None:
+            return g.op(kind, g.read(self, out.dtype), g.read(other, out.dtype))
+        if dim is None:
+            return g.op(best, g.read(self), keepdims=0)
+        axis = dim % len(self.shape)
+        found = g.op(best, g.read(self), g.integers(axis), keepdims=int(keepdim))
+        return [found, g.op(places, g.read(self), axis=axis, keepdims=int(keepdim))]
+
+    OPERATORS[aten] = write
+
+
+_extreme("max", "Max", "ReduceMax", "ArgMax")
+_extreme("min", "Min", "ReduceMin", "ArgMin")
+
+
+@operator
+def argmin(g: Graph, out: Tensor, *, self: Value, dim: int, keepdim: bool = False) -> str:
+    return g.op("ArgMin", g.read(self), axis=dim % len(self.shape), keepdims=int(keepdim))
+
+
+@operator
+def linalg_vector_norm(
+    g: Graph, out: Tensor, *, self: Value, ord: float = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None  # noqa: A002
+) -> str:  # fmt: skip
+    if ord not in (1, 2):
+        raise Unsupported(f"a norm of order {ord}")
+    axes = [dim] if isinstance(dim, int) else list(dim or range(len(self.shape)))
+    places = g.integers(*(axis % len(self.shape) for axis in axes))
+    return g.op(f"ReduceL{int(ord)}", g.read(self, out.dtype), places, keepdims=int(keepdim))
+
+
 @operator
 def softmax(g: Graph, out: Tensor, *, self: Value, dim: int, dtype: Any = None) -> str:
     return g.op("Softmax", g.read(self, out.dtype), axis=dim % out.ndim)
