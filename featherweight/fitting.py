@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from .data.presets import augmentation, expanded
 from .data.transforms import Augment
 from .optim import adamw, cosine, sgd
+from .recipe import Train
 from .train import Method, fit
 from .work import Log, Work
 
@@ -31,7 +33,7 @@ def trained(
     plan = dataclasses.replace(work.recipe.train, **{key: value for key, value in given.items() if value is not None})
     known: dict[str, Any] = {"weight_decay": plan.weight_decay, "groups": groups}
     optimizer = adamw(plan.lr, **known) if plan.optimizer == "adamw" else sgd(plan.lr, **known)
-    augment = Augment(**{**plan.augment, "num_classes": len(work.data.classes)}) if plan.augment else None
+    augment = augmented(plan, len(work.data.classes))
     seen = work.batches("train", limit=plan.images, augment=augment)
     judge = work.batches("val", limit=plan.validate_images)
     work.tell(
@@ -54,3 +56,11 @@ def trained(
         checkpoint_every=CHECKPOINT_EVERY,
         validate=lambda m: work.task.evaluate(m, judge.epoch(0)),
     )
+
+
+def augmented(plan: Train, classes: int) -> Augment | None:
+    """The recipe's augmentation; mixed labels are smoothed like the others unless it says otherwise."""
+    if not plan.augment:
+        return None
+    options = expanded(plan.augment)
+    return augmentation({"label_smoothing": plan.label_smoothing, **options}, classes)

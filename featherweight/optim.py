@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from featherweight.errors import OptionError
+from featherweight.errors import OptionError, closest
 
 NO_DECAY = frozenset({"pos_embed", "cls_token", "dist_token", "distillation_token", "position_embeddings"})
+DECAY = {"matrices": NO_DECAY, "official": frozenset({"pos_embed", "cls_token"})}  # DeiT's code decays dist_token
 FOR_EVER = 2.0  # a progress that is never reached
 
 
@@ -33,6 +34,7 @@ class Optimizer:
     options: Mapping[str, Any] = field(default_factory=dict)
     groups: Mapping[str, float] = field(default_factory=dict)  # pattern -> factor of lr; the first that fits counts
     freeze: Mapping[str, float] = field(default_factory=dict)  # pattern -> progress at which it starts to move
+    decay: str = "matrices"  # a key of DECAY: what the weight decay is for
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimizer of `model`'s trainable parameters; frozen ones lose `requires_grad`. OptionError if all do."""
@@ -50,7 +52,7 @@ class Optimizer:
             if starts >= FOR_EVER:
                 parameter.requires_grad_(False)
                 continue
-            decay = self.weight_decay if _decays(name, parameter) else 0.0
+            decay = self.weight_decay if _decays(name, parameter, DECAY[self.decay]) else 0.0
             sets.setdefault((self.lr * _first(self.groups, name, 1.0), decay, starts), []).append(parameter)
         if not sets:
             raise OptionError("optimizer.freeze", "every parameter is frozen; leave at least one to train")
@@ -68,13 +70,17 @@ def adamw(
     eps: float = 1e-8,
     groups: Mapping[str, float] | None = None,
     freeze: Sequence[str] | Mapping[str, float] = (),
+    decay: str = "matrices",
 ) -> Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); `freeze`: names for good, or {name: progress until which}."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); `freeze`: names for good, or {name: progress until which}.
+
+    decay: "matrices" spares biases, norms, tokens and positions; "official" decays the distillation token, as DeiT did.
+    """
     _number("optimizer.lr", lr, lambda x: x > 0, "above 0")
     _number("optimizer.eps", eps, lambda x: x > 0, "above 0")
     for beta in betas:
         _number("optimizer.betas", beta, lambda x: 0 <= x < 1, "from 0 to below 1")
-    return _checked("adamw", lr, weight_decay, {"betas": tuple(betas), "eps": eps}, groups, freeze)
+    return _checked("adamw", lr, weight_decay, {"betas": tuple(betas), "eps": eps}, groups, freeze, decay)
 
 
 def sgd(
@@ -85,13 +91,14 @@ def sgd(
     nesterov: bool = False,
     groups: Mapping[str, float] | None = None,
     freeze: Sequence[str] | Mapping[str, float] = (),
+    decay: str = "matrices",
 ) -> Optimizer:
-    """Stochastic gradient descent with momentum; `groups` and `freeze` as in `adamw`."""
+    """Stochastic gradient descent with momentum; `groups`, `freeze` and `decay` as in `adamw`."""
     _number("optimizer.lr", lr, lambda x: x > 0, "above 0")
     _number("optimizer.momentum", momentum, lambda x: 0 <= x < 1, "from 0 to below 1")
     if nesterov and momentum == 0:
         raise OptionError("optimizer.nesterov", "needs a momentum above 0")
-    return _checked("sgd", lr, weight_decay, {"momentum": momentum, "nesterov": nesterov}, groups, freeze)
+    return _checked("sgd", lr, weight_decay, {"momentum": momentum, "nesterov": nesterov}, groups, freeze, decay)
 
 
 KINDS: Mapping[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -149,6 +156,43 @@ def constant(*, warmup: float = 0.0) -> Constant:
     return Constant(warmup)
 
 
+@dataclass(frozen=True)
+class Official:
+    """DeiT's published schedule: one rate an epoch, and the rate of an epoch is that of the epoch before."""
+
+    lr: float
+    epochs: int
+    warmup_epochs: int
+    warmup_lr: float
+    min_lr: float
+
+    def __call__(self, progress: float) -> float:
+        return self.rate(math.ceil(progress * self.epochs - 1e-9) - 1) / self.lr
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate while epoch `epoch`, counted from 0, is trained."""
+        before = min(max(0, epoch - 1), self.epochs - 1)
+        if before < self.warmup_epochs:
+            return self.warmup_lr + before * (self.lr - self.warmup_lr) / self.warmup_epochs
+        return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1 + math.cos(math.pi * before / self.epochs))
+
+
+def official(
+    lr: float, epochs: int, *, warmup_epochs: int = 5, warmup_lr: float = 1e-6, min_lr: float = 1e-5
+) -> Official:
+    """The schedule of DeiT's main.py (Touvron 2021, 2012.12877): cosine by epoch, stepped after each, so one behind."""
+    for name, value in {"lr": lr, "warmup_lr": warmup_lr, "min_lr": min_lr}.items():
+        _number(f"schedule.{name}", value, lambda x: x > 0, "above 0")
+    _number("schedule.epochs", epochs, lambda x: x >= 1, "of 1 or more")
+    _number("schedule.warmup_epochs", warmup_epochs, lambda x: 0 <= x <= epochs, f"from 0 to {epochs}")
+    return Official(lr, epochs, warmup_epochs, warmup_lr, min_lr)
+
+
+def scaled_lr(lr: float, *, batch_size: int, world: int = 1, reference: int = 512) -> float:
+    """The rate for `batch_size` pictures on each of `world` processes, where `lr` is meant for `reference` pictures."""
+    return lr * batch_size * world / reference
+
+
 def _checked(
     kind: str,
     lr: float,
@@ -156,7 +200,10 @@ def _checked(
     options: dict[str, Any],
     groups: Mapping[str, float] | None,
     freeze: Sequence[str] | Mapping[str, float],
+    decay: str,
 ) -> Optimizer:
+    if decay not in DECAY:
+        raise OptionError("optimizer.decay", f"no {decay!r}; {closest(decay, DECAY)}Known: {', '.join(DECAY)}")
     _number("optimizer.weight_decay", weight_decay, lambda x: x >= 0, "of 0 or more")
     for pattern, factor in (groups or {}).items():
         _number(f"optimizer.groups[{pattern!r}]", factor, lambda x: x > 0, "above 0")
@@ -166,7 +213,7 @@ def _checked(
     for pattern, start in starts.items():
         if start != FOR_EVER:
             _number(f"optimizer.freeze[{pattern!r}]", start, lambda x: 0 < x <= 1, "above 0, at most 1")
-    return Optimizer(kind, float(lr), float(weight_decay), options, dict(groups or {}), starts)
+    return Optimizer(kind, float(lr), float(weight_decay), options, dict(groups or {}), starts, decay)
 
 
 def _number(where: str, value: object, holds: Callable[[float], bool], wanted: str) -> None:
@@ -174,9 +221,9 @@ def _number(where: str, value: object, holds: Callable[[float], bool], wanted: s
         raise OptionError(where, f"{value!r} is not a number {wanted}")
 
 
-def _decays(name: str, parameter: nn.Parameter) -> bool:
+def _decays(name: str, parameter: nn.Parameter, spared: frozenset[str]) -> bool:
     last = name.rsplit(".", 1)[-1]
-    return parameter.ndim > 1 and last != "bias" and last not in NO_DECAY
+    return parameter.ndim > 1 and last != "bias" and last not in spared
 
 
 def _first(patterns: Mapping[str, float], name: str, default: float) -> float:

@@ -95,10 +95,14 @@ def _data(spec: DataSpec, path: str | Path) -> None:
 
 
 def _augment(recipe: Recipe, path: str | Path) -> None:
+    from .data.presets import expanded
     from .data.transforms import Augment
 
-    wanted: dict[str, Any] = {**recipe.train.augment, "num_classes": 2}  # the data's, later
-    bind(Augment, wanted, "train.augment", path)
+    try:
+        wanted: dict[str, Any] = {**expanded(recipe.train.augment), "num_classes": 2}  # the data's, later
+    except OptionError as error:
+        raise InputError(path, "unknown_name", f"train.{error}") from None
+    bind(Augment, wanted, "train.augment", path, also=("preset",))
 
 
 def _order(recipe: Recipe, path: str | Path) -> None:

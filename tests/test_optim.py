@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
+from golden_files import golden
 from torch import nn
 
 from featherweight import optim
 from featherweight.errors import OptionError
+from featherweight.models import zoo
 
 
 class Net(nn.Module):
@@ -101,6 +104,9 @@ def test_constant() -> None:
         ("schedule.warmup", lambda: optim.cosine(warmup=1)),
         ("schedule.min_ratio", lambda: optim.cosine(min_ratio=2)),
         ("schedule.warmup", lambda: optim.constant(warmup=True)),
+        ("optimizer.decay", lambda: optim.adamw(decay="offical")),
+        ("schedule.warmup_epochs", lambda: optim.official(1e-3, 3)),
+        ("schedule.min_lr", lambda: optim.official(1e-3, 30, min_lr=0)),
         ("optimizer.groups", lambda: optim.adamw(groups={"haed.*": 2}).build(Net())),
         ("optimizer.freeze", lambda: optim.adamw(freeze=["haed.*"]).build(Net())),
         ("optimizer.freeze", lambda: optim.adamw(freeze=["*"]).build(Net())),
@@ -111,3 +117,43 @@ def test_a_wrong_option_is_named(where: str, make: object) -> None:
         make()  # type: ignore[operator]
     assert error.value.where == where
     assert "\n" not in str(error.value)
+
+
+DEIT = golden("functions_deit")["lr_schedule"]
+
+
+def test_the_official_schedule_is_deits() -> None:
+    lr = optim.scaled_lr(5e-4, batch_size=256, world=4)
+    schedule = optim.official(lr, 300)
+    for epoch, wanted in zip(DEIT["epoch"], DEIT["lr"], strict=True):
+        for step in (0, 1, 6, 7):  # all steps of an epoch alike, also the last, after which it is over
+            assert lr * schedule((8 * epoch + step + 1) / (8 * 300)) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_the_official_schedule_of_fine_tuning_is_deits() -> None:
+    wanted = DEIT["finetune_384"]
+    schedule = optim.official(wanted["lr"], wanted["epochs"], min_lr=wanted["min_lr"])
+    found = [wanted["lr"] * schedule((epoch + 1) / wanted["epochs"]) for epoch in range(wanted["epochs"])]
+    assert found[:8] == pytest.approx(wanted["first8"], rel=1e-12)
+    assert found[-1] == pytest.approx(wanted["last"])
+
+
+def test_ours_does_not_lag() -> None:
+    """The first epoch already rises, and the last step of the warm-up has the whole rate."""
+    ours, theirs = optim.cosine(warmup=5 / 300), optim.official(1e-3, 300)
+    assert ours(5 / 300) == 1.0
+    assert theirs(5 / 300) < 0.7
+    assert ours(1 / 300) > 0.1 > theirs(1 / 300)
+
+
+@pytest.mark.parametrize("decay", ["official", "matrices"])
+def test_what_decays_is_what_deit_decays(decay: str) -> None:
+    wanted = golden("functions_deit")["weight_decay_groups"]
+    config = {"image_size": [32, 32], "patch_size": 16, "embed_dim": 8, "num_heads": 2, "depth": 2, "distilled": True}
+    model = zoo.build({"name": "vit", "config": config})
+    found: dict[float, set[str]] = {0.0: set(), 0.05: set()}
+    for name, group in groups_by_name(model, optim.adamw(decay=decay).build(model)).items():
+        found[group["weight_decay"]].add(re.sub(r"\.\d+\.", ".*.", name))
+    moved = set() if decay == "official" else {"dist_token"}  # the later rule spares it
+    assert found[0.05] == set(wanted["decay"]) - moved
+    assert found[0.0] == set(wanted["no_decay"]) | moved

@@ -2,8 +2,8 @@
 """Augmentation: pure functions of a picture and its own random numbers, and mixing of a batch.
 
 Crop, flip, affine, color, RandAugment (Cubuk 2019, arXiv:1909.13719, with noise and rising severity as in Wightman
-2021, arXiv:2110.00476), random erasing (Zhong 2017, arXiv:1708.04896), mixup (Zhang 2017, arXiv:1710.09412) and cutmix
-(Yun 2019, arXiv:1905.04899). With the defaults of `Augment` every picture stays as it is.
+2021, arXiv:2110.00476), random erasing (Zhong 2017, arXiv:1708.04896), mixup and cutmix (`mixing`). With the defaults
+of `Augment` every picture stays as it is.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from featherweight.data import mixing
 from featherweight.data.randaugment import randaugment
 from featherweight.errors import OptionError
 
@@ -46,11 +46,13 @@ class Augment:
     mixup: float = 0.0  # alpha of the beta distribution; 0 leaves it out
     cutmix: float = 0.0
     mix_probability: float = 1.0
+    mix_switch: float = 0.5  # probability of cutmix where both are on
+    mix_per: Literal["picture", "batch"] = "picture"  # what draws its own share; DeiT's code: the batch
     label_smoothing: float = 0.0  # of the soft labels that mixing makes
     num_classes: int = 0  # needed for mixing
 
     def __post_init__(self) -> None:
-        for name in ("flip", "erase", "mix_probability"):
+        for name in ("flip", "erase", "mix_probability", "mix_switch"):
             self._bounded(name, 0, 1)
         for name in ("shift", "zoom", "brightness", "contrast", "saturation", "label_smoothing"):
             self._bounded(name, 0, 0.999)
@@ -60,6 +62,8 @@ class Augment:
         self._bounded("randaugment_ops", 0, 16)
         for name in ("randaugment_std", "mixup", "cutmix"):
             self._bounded(name, 0, 100)
+        if self.mix_per not in mixing.PER:
+            raise OptionError("augment.mix_per", f"no {self.mix_per!r}; known: {', '.join(mixing.PER)}")
         if self.mixes and self.num_classes < 2:
             text = f"mixup and cutmix need the number of classes, not {self.num_classes}"
             raise OptionError("augment.num_classes", text)
@@ -100,34 +104,10 @@ class Augment:
 
     def mix(self, batch: dict[str, Tensor], rngs: Sequence[np.random.Generator]) -> dict[str, Tensor]:
         """Each picture with its mirror place in the batch, by its own random numbers; adds "soft_label" (B, K)."""
-        images = batch["image"].clone()
-        partners = batch["image"].flip(0)
-        share = torch.ones(len(rngs))  # of the picture itself
-        for i, rng in enumerate(rngs):
-            if rng.random() >= self.mix_probability:
-                continue
-            cut = self.cutmix > 0 and (self.mixup == 0 or rng.random() < 0.5)
-            kept = float(rng.beta(self.cutmix, self.cutmix) if cut else rng.beta(self.mixup, self.mixup))
-            if cut:
-                height, width = images.shape[-2:]
-                top, bottom, left, right = rectangle(rng, height, width, 1 - kept)
-                images[i, :, top:bottom, left:right] = partners[i, :, top:bottom, left:right]
-                kept = 1 - (bottom - top) * (right - left) / (height * width)
-            else:
-                images[i] = images[i] * kept + partners[i] * (1 - kept)
-            share[i] = kept
-        own = F.one_hot(batch["label"], self.num_classes).float()
-        soft = own * share[:, None] + own.flip(0) * (1 - share)[:, None]
-        soft = soft * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
-        return {**batch, "image": images, "soft_label": soft}
-
-
-def rectangle(rng: np.random.Generator, height: int, width: int, area: float) -> tuple[int, int, int, int]:
-    """Top, bottom, left, right of a part of the picture with its shape, around any point, cut off at the border."""
-    side = math.sqrt(area)
-    y, x = int(rng.integers(height)), int(rng.integers(width))
-    half_y, half_x = int(height * side) // 2, int(width * side) // 2
-    return max(0, y - half_y), min(height, y + half_y), max(0, x - half_x), min(width, x + half_x)
+        how = mixing.Mixing(self.mixup, self.cutmix, self.mix_probability, self.mix_switch)
+        images, share = how.mix(batch["image"], rngs, per=self.mix_per)
+        known = {"num_classes": self.num_classes, "smoothing": self.label_smoothing}
+        return {**batch, "image": images, "soft_label": mixing.target(batch["label"], share, **known)}
 
 
 def random_crop(

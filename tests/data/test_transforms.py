@@ -4,9 +4,11 @@
 import numpy as np
 import pytest
 import torch
+from golden_files import golden
 from PIL import Image
 
-from featherweight.data import Augment
+from featherweight.data import Augment, mixing
+from featherweight.data.presets import augmentation
 from featherweight.data.randaugment import OPERATIONS, randaugment
 from featherweight.data.transforms import affine, erase, jitter, random_crop
 from featherweight.errors import OptionError
@@ -136,3 +138,55 @@ def test_wrong_options(options):
     name = "num_classes" if options == {"mixup": 1.0} else next(iter(options))
     with pytest.raises(OptionError, match=f"augment.{name}"):
         Augment(**options)
+
+
+def test_the_mixed_target_is_deits():
+    wanted = golden("functions_deit")["mixup_target"]["value"]
+    found = mixing.target(torch.tensor([1, 3, 5, 7]), torch.full((4,), 0.3), num_classes=10, smoothing=0.1)
+    assert torch.allclose(found, torch.tensor(wanted), atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [{"mixup": 0.8}, {"cutmix": 1.0}])
+def test_a_batch_may_draw_one_share_for_all(options):
+    given = {**batch(), "label": torch.arange(6)}
+    mixed = Augment(**options, num_classes=6, mix_per="batch").mix(given, [rng(i) for i in range(6)])
+    own = mixed["soft_label"].diagonal()
+    assert torch.equal(own, own[:1].expand(6)) and 0 < own[0] < 1
+    each = Augment(**options, num_classes=6).mix(given, [rng(i) for i in range(6)])["soft_label"].diagonal()
+    assert len(set(each.tolist())) > 3, "the control"
+
+
+@pytest.mark.parametrize(("switch", "cut"), [(0.0, False), (1.0, True)])
+def test_the_switch_says_which_of_both(switch, cut):
+    both = mixing.Mixing(0.8, 1.0, switch=switch)
+    assert all((both.draw(rng(i), 8, 8)[1] is not None) == cut for i in range(20))
+
+
+def test_deits_augmentation_by_name():
+    found = augmentation({"preset": "deit", "erase": 0.1}, 10)
+    assert (found.mixup, found.cutmix, found.mix_per, found.label_smoothing, found.erase) == (
+        0.8,
+        1.0,
+        "batch",
+        0.1,
+        0.1,
+    )
+    assert (found.randaugment, found.randaugment_ops, found.randaugment_std) == (9.0, 2, 0.5)
+    assert found.randaugment_increasing and found.crop_min == 0.08 and found.flip == 0.5
+    plain = augmentation({"randaugment": "rand-m7-n3"}, 10)
+    assert (plain.randaugment, plain.randaugment_ops, plain.randaugment_std) == (7.0, 3, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"preset": "diet"}, r"augment\.preset: no 'diet'; did you mean 'deit'"),
+        ({"randaugment": "rand-9"}, r"augment\.randaugment: no '9'"),
+        ({"randaugment": "augmix-m3"}, r"augment\.randaugment: 'augmix-m3' is not like rand-m9"),
+        ({"mix_per": "pair"}, r"augment\.mix_per: no 'pair'"),
+        ({"mix_switch": 2}, r"augment\.mix_switch"),
+    ],
+)
+def test_wrong_names(options, told):
+    with pytest.raises(OptionError, match=told):
+        augmentation(options, 10)
