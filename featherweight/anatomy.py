@@ -9,8 +9,9 @@ Nothing of timm or transformers is imported here: a family is recognised by wher
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import OptionError
-from .surgery import put, submodule
+from .recurrence import Looped
+from .surgery import all_of, put, submodule
 
 Run = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 Attend = Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]  # a block's parts are its family's own
@@ -50,6 +52,8 @@ class Anatomy:
     num_heads: str = "num_heads"  # the attention's attribute
     widths: tuple[str, ...] = field(default=())  # further attributes that hold heads x head width
     halves: Halves | None = None
+    aux_head: str = ""  # a second classifier, of every token behind the prefix
+    patches: Callable[[nn.Module], int] | None = None  # tokens behind the prefix, where the model can tell
 
 
 def _call(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -66,9 +70,18 @@ OURS = Anatomy(
     head="head",
     run=_call,
     prefix=_prefix,
+    patches=lambda model: math.prod(model.config.grid),  # type: ignore[arg-type, union-attr]
     halves=Halves(
         attend=lambda block, x, y, mask: x + block.drop_path(block.attn(y, mask)),
         mlp=lambda block, x: x + block.drop_path(block.mlp(block.norm2(x))),
+    ),
+)
+LVVIT = replace(
+    OURS,
+    aux_head="aux_head",
+    halves=Halves(
+        attend=lambda block, x, y, mask: x + block.drop_path(block.attn(y, mask)) / block.skip_lam,
+        mlp=lambda block, x: x + block.drop_path(block.mlp(block.norm2(x))) / block.skip_lam,
     ),
 )
 TIMM = Anatomy(
@@ -77,6 +90,7 @@ TIMM = Anatomy(
     head="head",
     run=lambda block, x, mask: block(x, attn_mask=mask),
     prefix=_prefix,
+    patches=lambda model: int(model.patch_embed.num_patches),  # type: ignore[arg-type, union-attr]
     widths=("attn_dim",),
     halves=Halves(
         attend=lambda block, x, y, mask: x + block.drop_path1(block.ls1(block.attn(y, attn_mask=mask))),
@@ -94,6 +108,7 @@ HF_VIT = Anatomy(
     qkv=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
     projection="attention.o_proj",
     num_heads="num_attention_heads",
+    patches=lambda model: int(submodule(model, "vit.embeddings.patch_embeddings").num_patches),  # type: ignore[arg-type]
     halves=Halves(
         attend=lambda block, x, y, mask: x + block.dropout(block.attention(y, mask)[0]),
         mlp=lambda block, x: x + block.dropout(block.mlp(block.layernorm_after(x))),
@@ -104,6 +119,7 @@ HF_VIT = Anatomy(
 _BY_CLASS: dict[type[nn.Module], Anatomy] = {}
 _BY_PLACE = {  # module and class name -> record
     ("featherweight.models.vit", "VisionTransformer"): OURS,
+    ("featherweight.models.lvvit", "LVViT"): LVVIT,
     ("timm.models.vision_transformer", "VisionTransformer"): TIMM,
     ("timm.models.deit", "VisionTransformerDistilled"): TIMM,
     ("transformers.models.vit.modeling_vit", "ViTForImageClassification"): HF_VIT,
@@ -148,22 +164,39 @@ class Around(nn.Module):
         raise TypeError(f"{type(self).__name__} has no forward")
 
 
+class EveryToken(nn.Module):
+    """What knows how many tokens there are, so that none may go before it: attention in groups."""
+
+
 def wrap_blocks(model: nn.Module, make: Callable[[nn.ModuleList], Around]) -> nn.Module:
     """Put one module in place of the host's own blocks, in this very model; what stands around them stays."""
+    return replace_blocks(model, lambda blocks: [_fitting(make(nn.ModuleList(blocks)))])
+
+
+def replace_blocks(model: nn.Module, make: Callable[[list[nn.Module]], list[nn.Module]]) -> nn.Module:
+    """Put other modules in place of the host's own blocks, in this very model; what stands around them stays."""
     path, outside = _innermost(model)
     for other in outside:
         if other.counts:
             text = f"treats each block by its number, so it comes last; {type(model).__name__} has it already"
             raise OptionError(type(other).__name__, text)
     old = submodule(model, path)
-    around = make(nn.ModuleList(list(old.children())))
-    return put(model, path, nn.Sequential(around) if isinstance(old, nn.Sequential) else nn.ModuleList([around]))
+    new = make(list(old.children()))
+    return put(model, path, nn.Sequential(*new) if isinstance(old, nn.Sequential) else nn.ModuleList(new))
+
+
+def _fitting(around: Around) -> Around:
+    if around.counts and all_of(around, EveryToken):
+        text = "changes the number of tokens, which attention in groups cannot follow; use one of the two"
+        raise OptionError(type(around).__name__, text)
+    return around
 
 
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Path -> the host's own blocks, in order, whatever stands around them."""
+    """Path -> the host's own blocks, in order, whatever stands around them; one that runs several times is one."""
     path, _ = _innermost(model)
-    return {f"{path}.{name}": block for name, block in submodule(model, path).named_children()}
+    found = {f"{path}.{name}": block for name, block in submodule(model, path).named_children()}
+    return dict((f"{p}.block", b.block) if isinstance(b, Looped) else (p, b) for p, b in found.items())
 
 
 def _innermost(model: nn.Module) -> tuple[str, tuple[Around, ...]]:

@@ -48,7 +48,7 @@ class Family:
 
     def base(self) -> nn.Module | None:
         """What loading a file needs besides the file."""
-        return None if self.name == "ours" else self.build()
+        return None if self.name in OWN else self.build()
 
 
 def _timm() -> nn.Module:
@@ -81,8 +81,11 @@ class Plain(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
+LVVIT = {"name": "lvvit", "config": {**CONFIG, "stem_width": 8, "mlp_ratio": 4.0}}
+OWN = ("ours", "lvvit")  # families that a file of ours can name
 FAMILIES = {
     "ours": Family("ours", lambda: zoo.build({"name": "vit", "config": CONFIG}), Classification(CLASSES)),
+    "lvvit": Family("lvvit", lambda: zoo.build(LVVIT), Classification(CLASSES)),
     "timm": Family("timm", _timm, Classification(CLASSES)),
     "transformers": Family("transformers", _transformers, HuggingFace(CLASSES)),
 }

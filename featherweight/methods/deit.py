@@ -78,6 +78,17 @@ class HeadWithToken(nn.Module):
         return self.two_heads(self.head(x), self.head_dist(self.letter.take("token")))
 
 
+class PatchHead(nn.Module):
+    """A head of every patch; the distillation token, which the host takes for the first patch, is left out."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x[:, 1:])
+
+
 @edit_kind
 def distillation_token(model: nn.Module) -> nn.Module:
     """The host with one more token and a second head that starts as a copy of the first."""
@@ -101,6 +112,8 @@ def distillation_token(model: nn.Module) -> nn.Module:
     width = embed_dim(model)
     wrap_blocks(model, lambda blocks: DistillationToken(blocks, anatomy, width, place))
     put(model, anatomy.norm, NormWithToken(submodule(model, anatomy.norm), letter, place))
+    if anatomy.aux_head:
+        put(model, anatomy.aux_head, PatchHead(submodule(model, anatomy.aux_head)))
     return put(model, anatomy.head, HeadWithToken(head, head_dist, letter))
 
 

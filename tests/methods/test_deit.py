@@ -79,9 +79,15 @@ def test_evaluation_is_the_mean_of_two_heads_and_training_the_class_tokens(famil
         heads.head_dist.weight.add_(fill.normal("other", heads.head_dist.weight.shape))
     for name in ("head", "head_dist"):
         heads.get_submodule(name).register_forward_hook(lambda _m, _a, output, name=name: seen.update({name: output}))
+    aux = torch.zeros(1)
+    if path := anatomy_of(new).aux_head:
+        submodule(new, path).register_forward_hook(lambda _m, _a, output: seen.update(aux=output))
     answer = family.logits(new)
+    if path:
+        assert seen["aux"].shape == (2, 16, 5)  # of the patches, not of the distillation token
+        aux = 0.5 * seen["aux"].amax(1)
     assert not torch.allclose(seen["head"], seen["head_dist"])
-    torch.testing.assert_close(answer, (seen["head"] + seen["head_dist"]) / 2)
+    torch.testing.assert_close(answer, (seen["head"] + seen["head_dist"]) / 2 + aux)
     answer = family.logits(new.train())
     assert torch.equal(answer, seen["head"])
     assert torch.equal(find(new, TwoHeads).aside.dist_logits, seen["head_dist"])

@@ -94,7 +94,7 @@ def test_dead_neurons_and_heads_go_first(family: Family, importance: str) -> Non
             submodule(block, record.projection).weight[:, width : 2 * width] = 0
             for path in record.qkv:
                 layer = submodule(block, path)
-                for rows in layer.weight.chunk(3 // len(record.qkv)), layer.bias.chunk(3 // len(record.qkv)):
+                for rows in (t.chunk(3 // len(record.qkv)) for t in layer.parameters()):
                     for part in rows:
                         part[width : 2 * width] = 0
     small = prune.prune(model, mlp=0.5, heads=0.25, importance=importance, batches=Images(), task=family.task)
