@@ -4,6 +4,7 @@
 #   make demo ARGS="--from-scratch"  the same, training everything
 #   make test                        the tests, two files at a time (PYTEST_ARGS="-m slow" for the slow ones)
 #   make lint                        ruff and mypy
+#   make golden DIR=tests/golden     every number of golden files against our models
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 PARALLEL ?= -n 2 --dist loadfile
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint golden clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-demo
@@ -23,6 +24,9 @@ test: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+golden: $(VENV)/.installed-dev
+	PYTHONPATH=tests $(BIN)/python tests/golden_runner.py $(or $(DIR),$(error name the folder: make golden DIR=tests/golden))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
