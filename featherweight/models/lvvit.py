@@ -37,7 +37,7 @@ class LVViTConfig:
     qkv_bias: bool = False
     norm_eps: float = 1e-5  # PyTorch's, not DeiT's 1e-6
     init: str = "deit"  # as ViTConfig's
-    position: str = "learned"  # or "sinusoidal": fixed, 2-D
+    position: str = "learned"  # as ViTConfig's
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0  # of the last block; the others on a line from 0
     mix_token: bool = False  # training mixes each batch, which only the loss of token labelling knows of
@@ -104,7 +104,9 @@ class LVViT(nn.Module):
         self.config = config
         dim = config.embed_dim
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        if config.position == "learned":
+        if config.position == "none":
+            self.pos_embed = None
+        elif config.position == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + math.prod(config.grid), dim))
         else:
             self.register_buffer("pos_embed", vit.sinusoidal(config.grid, dim, 1), persistent=False)
@@ -132,7 +134,7 @@ class LVViT(nn.Module):
         if mixed is not None:
             x = swap_box(x, mixed, self.config.grid)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # (B, 1 + N, C)
-        x = self.pos_drop(x + self.pos_embed)  # type: ignore[operator]
+        x = self.pos_drop(x if self.pos_embed is None else x + self.pos_embed)  # type: ignore[operator]
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)

@@ -90,7 +90,8 @@ def test_a_fixed_position_and_pictures_that_are_not_square() -> None:
     x = fill.normal("pictures", (2, 3, 16, 24))
     model = small(position="sinusoidal").eval()
     assert "pos_embed" not in model.state_dict()
-    assert model(x).shape == small().eval()(x).shape == (2, 3)
+    assert model(x).shape == small().eval()(x).shape == small(position="none").eval()(x).shape == (2, 3)
+    assert "pos_embed" not in small(position="none").state_dict()
     with pytest.raises(ValueError, match=r"image of \(24, 16\) given to a model for \(16, 24\)"):
         model(x.transpose(2, 3))
     assert LVViTConfig(image_size=32).grid == (2, 2)  # type: ignore[arg-type]
