@@ -8,6 +8,7 @@ how often, and on which blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +90,46 @@ class Recurrent(nn.Module):
 
     def extra_repr(self) -> str:
         return f"loops={self.loops}"
+
+
+class Looped(Recurrent):
+    """A host's own block, run `loops` times in place of once, on tokens (B, N, C).
+
+    nll_ratio: hidden width of a non-linear projection after each pass, which starts as the identity; 0 has none.
+    coefficients: each pass becomes c1 * x + c2 * (block(x) - x), with two learned factors of its own that start at 1.
+    """
+
+    def __init__(self, block: nn.Module, loops: int, *, dim: int, nll_ratio: float, coefficients: bool) -> None:
+        super().__init__(loops)
+        self.block = block
+        self.projections = nn.ModuleList(NonLinearProjection(dim, nll_ratio) for _ in range(loops if nll_ratio else 0))
+        self.coefficient1 = nn.ModuleList(Coefficient() for _ in range(loops if coefficients else 0))
+        self.coefficient2 = nn.ModuleList(Coefficient() for _ in range(loops if coefficients else 0))
+        for projection in self.projections:
+            nn.init.zeros_(projection.mlp.fc2.weight)  # type: ignore[union-attr, arg-type]
+            nn.init.zeros_(projection.mlp.fc2.bias)  # type: ignore[union-attr, arg-type]
+        like = next(block.parameters())
+        for added in (self.projections, self.coefficient1, self.coefficient2):
+            added.to(device=like.device, dtype=like.dtype)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        rounds = self.rounds()
+        for turn in range(rounds):
+            y = self.block(x, *args, **kwargs)
+            if len(self.coefficient1):
+                c1, c2 = self.coefficient1[turn].bias, self.coefficient2[turn].bias
+                y = x * (c1 - c2) + y * c2  # type: ignore[operator]
+            x = self.projections[turn](y) if len(self.projections) else y
+        return self.with_gradients(x, rounds)
+
+    def owned(self, first: int) -> Iterator[nn.Module]:
+        for modules in (self.projections, self.coefficient1, self.coefficient2):
+            yield from modules[first:]
+
+    def forget(self, first: int) -> None:
+        for modules in (self.projections, self.coefficient1, self.coefficient2):
+            del modules[first:]
+        self.loops = first
 
 
 class Permutation(nn.Module):

@@ -155,6 +155,19 @@ class Aside:
         return Aside, ()
 
 
+@contextmanager
+def unheard(model: nn.Module) -> Iterator[None]:
+    """While inside, modules may put aside what they want; afterwards what they had put aside before is there again."""
+    asides = [item for module in model.modules() for item in vars(module).values() if isinstance(item, Aside)]
+    before = [dict(aside._items) for aside in asides]
+    try:
+        yield
+    finally:
+        for aside, items in zip(asides, before, strict=True):
+            aside.clear()
+            aside._items.update(items)
+
+
 class Tap(nn.Module):
     """A scaffold around a module: passes its output on and puts it aside."""
 
