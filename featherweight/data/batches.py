@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from featherweight.data import orders
+from featherweight.data.geometry import Geometry
 from featherweight.errors import OptionError, closest
 from featherweight.runtime.preprocess import Preprocess
 
@@ -38,7 +39,9 @@ def generator(seed: int, epoch: int, index: int, stream: int, repeat: int = 0) -
 class Batches:
     """Batches {"image": (B, 3, H, W) float32, "label", "index": (B,) int64}; mixing adds "soft_label" (B, K).
 
-    With `cycle`, "place" (B,) int64 numbers what there is to see: equal numbers, equal pictures in equal batches.
+    "geometry" (B, 2, 3) says where each place of a picture was in the file, "crop" (B, 4) what a random crop took of it
+    (`geometry.Geometry`). With `cycle`, "place" (B,) int64 numbers what there is to see: equal numbers, equal pictures
+    in equal batches.
     """
 
     def __init__(
@@ -162,18 +165,23 @@ class Batches:
 
     def collate(self, epoch: int, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """Rows of (index, repeat) -> one batch."""
-        pictures, labels = [], []
+        pictures, labels, moves = [], [], []
         for index, repeat in rows.tolist():
             picture, label = self.images[index]
+            geometry = Geometry()
             if self.augment is not None:
                 rng = generator(self.seed, epoch, index, SAMPLE, repeat)
-                picture = self.augment.picture(picture, rng, size=self.preprocess.size)
+                picture = self.augment.picture(picture, rng, size=self.preprocess.size, geometry=geometry)
+            geometry.window(self.preprocess.window(*picture.shape[:2]))
             pictures.append(self.preprocess.fit(picture))
             labels.append(label)
+            moves.append(geometry)
         batch: dict[str, Any] = {
             "image": torch.from_numpy(self.preprocess.normalize(np.stack(pictures))),
             "label": torch.tensor(labels, dtype=torch.int64),
             "index": torch.from_numpy(rows[:, 0].copy()),
+            "geometry": torch.from_numpy(np.stack([geometry.matrix for geometry in moves])),
+            "crop": torch.tensor([geometry.crop for geometry in moves]),
         }
         if self.augment is not None and self.augment.mixes:
             rngs = [generator(self.seed, epoch, index, MIX, repeat) for index, repeat in rows.tolist()]

@@ -7,11 +7,15 @@ change for every operation; without, posterize, solarize and the color operation
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
+
+from featherweight.data.geometry import Geometry
 
 Change = Callable[[Image.Image, float, bool, np.random.Generator], Image.Image]
 GRAY = (128, 128, 128)  # what comes in from outside
@@ -30,17 +34,31 @@ def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Change:
     return change
 
 
-def _warp(matrix: Callable[[float, Image.Image], tuple[float, ...]]) -> Change:
-    def change(image: Image.Image, level: float, increasing: bool, rng: np.random.Generator) -> Image.Image:
-        coefficients = matrix(_signed(level, rng), image)
-        method = Image.Resampling.BILINEAR
-        return image.transform(image.size, Image.Transform.AFFINE, coefficients, method, fillcolor=GRAY)
+@dataclass(frozen=True)
+class Move:
+    """An operation that moves the picture: level, image -> a matrix from pixels after to pixels before, as Pillow's."""
 
-    return change
+    matrix: Callable[[float, Image.Image], tuple[float, ...]]
+
+    def draw(self, image: Image.Image, level: float, rng: np.random.Generator) -> tuple[float, ...]:
+        """The matrix, in one direction or the other."""
+        return self.matrix(_signed(level, rng), image)
+
+    def __call__(self, image: Image.Image, level: float, increasing: bool, rng: np.random.Generator) -> Image.Image:
+        return moved(image, self.draw(image, level, rng))
 
 
-def _rotate(image: Image.Image, level: float, increasing: bool, rng: np.random.Generator) -> Image.Image:
-    return image.rotate(_signed(30 * level, rng), Image.Resampling.BILINEAR, fillcolor=GRAY)
+def moved(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    """The picture after the move; gray comes in from outside."""
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=GRAY)
+
+
+def _rotation(level: float, image: Image.Image) -> tuple[float, ...]:
+    """Around the middle, 30 degrees at level 1, with Pillow's roundings."""
+    angle = -math.radians(30 * level % 360)
+    a, b = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    x, y = image.width / 2, image.height / 2
+    return a, b, a * -x + b * -y + x, -b, a, -b * -x + a * -y + y
 
 
 def _posterize(image: Image.Image, level: float, increasing: bool, rng: np.random.Generator) -> Image.Image:
@@ -62,7 +80,7 @@ OPERATIONS: dict[str, Change] = {
     "autocontrast": lambda image, level, increasing, rng: ImageOps.autocontrast(image),
     "equalize": lambda image, level, increasing, rng: ImageOps.equalize(image),
     "invert": lambda image, level, increasing, rng: ImageOps.invert(image),
-    "rotate": _rotate,
+    "rotate": Move(_rotation),
     "posterize": _posterize,
     "solarize": _solarize,
     "solarize_add": _solarize_add,
@@ -70,10 +88,10 @@ OPERATIONS: dict[str, Change] = {
     "contrast": _enhance(ImageEnhance.Contrast),
     "brightness": _enhance(ImageEnhance.Brightness),
     "sharpness": _enhance(ImageEnhance.Sharpness),
-    "shear_x": _warp(lambda level, image: (1, 0.3 * level, 0, 0, 1, 0)),
-    "shear_y": _warp(lambda level, image: (1, 0, 0, 0.3 * level, 1, 0)),
-    "translate_x": _warp(lambda level, image: (1, 0, 0.45 * level * image.width, 0, 1, 0)),
-    "translate_y": _warp(lambda level, image: (1, 0, 0, 0, 1, 0.45 * level * image.height)),
+    "shear_x": Move(lambda level, image: (1, 0.3 * level, 0, 0, 1, 0)),
+    "shear_y": Move(lambda level, image: (1, 0, 0, 0.3 * level, 1, 0)),
+    "translate_x": Move(lambda level, image: (1, 0, 0.45 * level * image.width, 0, 1, 0)),
+    "translate_y": Move(lambda level, image: (1, 0, 0, 0, 1, 0.45 * level * image.height)),
 }
 
 
@@ -85,6 +103,7 @@ def randaugment(
     ops: int = 2,
     std: float = 0.5,
     increasing: bool = True,
+    geometry: Geometry | None = None,
 ) -> NDArray[np.uint8]:
     """(H, W, 3) -> (H, W, 3): `ops` operations drawn with repetition, magnitude 0..10 with normal noise of `std`."""
     image = Image.fromarray(np.ascontiguousarray(picture))
@@ -92,6 +111,13 @@ def randaugment(
     for _ in range(ops):
         name = names[int(rng.integers(len(names)))]
         level = float(np.clip(rng.normal(magnitude, std) if std else magnitude, 0, 10)) / 10
-        if rng.random() < CHANCE:
-            image = OPERATIONS[name](image, level, increasing, rng)
+        if rng.random() >= CHANCE:
+            continue
+        operation = OPERATIONS[name]
+        if isinstance(operation, Move) and geometry is not None:
+            matrix = operation.draw(image, level, rng)
+            image = moved(image, matrix)
+            geometry.pixels(matrix, image.width, image.height)
+        else:
+            image = operation(image, level, increasing, rng)
     return np.asarray(image)

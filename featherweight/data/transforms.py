@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from featherweight.data import mixing
+from featherweight.data.geometry import Geometry
 from featherweight.data.randaugment import randaugment
 from featherweight.errors import OptionError
 
@@ -78,17 +79,23 @@ class Augment:
         """Whether batches get soft labels."""
         return self.mixup > 0 or self.cutmix > 0
 
-    def picture(self, picture: Picture, rng: np.random.Generator, *, size: tuple[int, int]) -> Picture:
-        """One augmented picture; `size` (height, width) is what a random crop is resized to."""
+    def picture(
+        self, picture: Picture, rng: np.random.Generator, *, size: tuple[int, int], geometry: Geometry | None = None
+    ) -> Picture:
+        """One augmented picture; `size` (height, width) is what a random crop is resized to.
+
+        `geometry` is told of every change that moves something.
+        """
+        geometry = geometry or Geometry()
         if self.crop_min < 1:
-            picture = random_crop(picture, rng, size=size, smallest=self.crop_min)
+            picture = random_crop(picture, rng, size=size, smallest=self.crop_min, geometry=geometry)
         if self.flip and rng.random() < self.flip:
             picture = picture[:, ::-1]
+            geometry.flip()
         if self.shift or self.rotate or self.zoom:
-            picture = affine(picture, rng, shift=self.shift, rotate=self.rotate, zoom=self.zoom)
+            picture = affine(picture, rng, shift=self.shift, rotate=self.rotate, zoom=self.zoom, geometry=geometry)
         if self.brightness or self.contrast or self.saturation:
-            amounts = (self.brightness, self.contrast, self.saturation)
-            picture = jitter(picture, rng, *amounts)
+            picture = jitter(picture, rng, self.brightness, self.contrast, self.saturation)
         if self.randaugment:
             picture = randaugment(
                 picture,
@@ -97,6 +104,7 @@ class Augment:
                 ops=self.randaugment_ops,
                 std=self.randaugment_std,
                 increasing=self.randaugment_increasing,
+                geometry=geometry,
             )
         if self.erase and rng.random() < self.erase:
             picture = erase(picture, rng)
@@ -117,6 +125,7 @@ def random_crop(
     size: tuple[int, int],
     smallest: float,
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    geometry: Geometry | None = None,
 ) -> Picture:
     """A part of the picture with a random area and shape, resized to `size`."""
     height, width = picture.shape[:2]
@@ -133,10 +142,20 @@ def random_crop(
         high, wide = min(height, max(1, round(width / ratio[0]))), min(width, max(1, round(height * ratio[1])))
         top, left = (height - high) // 2, (width - wide) // 2
     box = (left, top, left + wide, top + high)
+    if geometry is not None:
+        geometry.random_crop((left / width, top / height, (left + wide) / width, (top + high) / height))
     return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box))
 
 
-def affine(picture: Picture, rng: np.random.Generator, *, shift: float, rotate: float, zoom: float) -> Picture:
+def affine(
+    picture: Picture,
+    rng: np.random.Generator,
+    *,
+    shift: float,
+    rotate: float,
+    zoom: float,
+    geometry: Geometry | None = None,
+) -> Picture:
     """Moved, turned and scaled around its middle; what comes in from outside has the picture's mean color."""
     height, width = picture.shape[:2]
     dx, dy = rng.uniform(-shift, shift, 2) * (width, height)
@@ -144,6 +163,8 @@ def affine(picture: Picture, rng: np.random.Generator, *, shift: float, rotate: 
     a, b = scale * math.cos(angle), scale * math.sin(angle)
     x, y = width / 2, height / 2
     matrix = (a, b, x - a * (x + dx) - b * (y + dy), -b, a, y + b * (x + dx) - a * (y + dy))
+    if geometry is not None:
+        geometry.pixels(matrix, width, height)
     source = Image.fromarray(np.ascontiguousarray(picture))
     fill = source.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
     method = Image.Resampling.BILINEAR

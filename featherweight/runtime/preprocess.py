@@ -75,6 +75,12 @@ class Preprocess:
         box = (left * across, top * down, (left + width) * across, (top + height) * down)
         return np.asarray(picture.resize((width, height), method, box=box))
 
+    def window(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom of what `fit` keeps of a picture of this size, as shares of its sides."""
+        tall, wide = self._resized(height, width)
+        top, left = round((tall - self.size[0]) / 2.0), round((wide - self.size[1]) / 2.0)
+        return left / wide, top / tall, (left + self.size[1]) / wide, (top + self.size[0]) / tall
+
     def normalize(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(..., h, w, 3) uint8 -> (..., 3, h, w) float32; one picture or a batch, with the same bits."""
         # 256 values per channel: worked out once in float32 as torchvision does (/ 255, - mean, / std), then looked up
