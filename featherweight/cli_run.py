@@ -134,6 +134,31 @@ def _headline() -> str:
     return " · ".join([*parts, *([flags] if flags else []), "offline"]) + "\n"
 
 
+def get(
+    source: Annotated[
+        str, Parameter(name=("--source", "-s"), help="a name with published weights, an https address, hf:OWNER/NAME")
+    ],
+    *,
+    out: Annotated[str, Parameter(help="the folder for the file")] = "weights",
+    sha256: Annotated[str | None, Parameter(help="of the file, at least 8 digits, where its name has none")] = None,
+) -> int:
+    """Download weights; the only command that does."""
+    from featherweight.tables import size
+    from featherweight.verbs import fetching
+
+    screen = current()
+    screen.say(line("get", shown(source)))
+    found = fetching.get(source, folder=out, sha256=sha256)
+    screen.answer(line("file", f"{shown(found.path)}, {size(found.size_bytes)}, sha256 {found.sha256}"))
+    screen.emit({"path": str(found.path), "url": found.url, "sha256": found.sha256, "size_bytes": found.size_bytes})
+    arch = source if source in fetching.PUBLISHED else "NAME"
+    screen.next(
+        f"featherweight info {shown(found.path)} --arch {arch}",
+        f"featherweight val {shown(found.path)} --arch {arch} --data YOUR_DATA",
+    )
+    return 0
+
+
 def _finished(work: Callable[[], Any], folder: Path, *, demo: bool = False) -> int:
     """Do the work, then show what came out, even if a check failed; a run that was stopped says how to go on."""
     screen = current()
@@ -183,4 +208,4 @@ def _shown(folder: Path) -> None:
     screen.emit({"run": str(folder), "report": found.to_dict() if found else None})
 
 
-VERBS = (demo, train, compress, run)
+VERBS = (demo, train, compress, run, get)

@@ -35,24 +35,29 @@ _held: set[int] = set()
 
 def publish(path: PathLike, data: Buffer | Iterable[Buffer]) -> None:
     """Write `data` (bytes, or pieces in order) to `path` whole or not at all; StorageError, with figures, if not."""
-    target = Path(path)
     pieces = [data] if isinstance(data, (bytes, bytearray, memoryview)) else list(data)
-    needed = sum(memoryview(piece).nbytes for piece in pieces)
+    publish_stream(path, pieces, size=sum(memoryview(piece).nbytes for piece in pieces))
+
+
+def publish_stream(path: PathLike, pieces: Iterable[Buffer], *, size: int = 0) -> None:
+    """`publish` piece by piece as they come; an error that `pieces` raises leaves nothing. `size`: if it is known."""
+    target, written = Path(path), 0
     temporary: Path | None = None
     try:
         temporary, stream = _unfinished(target)
         with stream:
             for piece in pieces:
                 stream.write(piece)
+                written += memoryview(piece).nbytes
             stream.flush()
             os.fsync(stream.fileno())
-            if os.fstat(stream.fileno()).st_size != needed:
+            if os.fstat(stream.fileno()).st_size != written:
                 raise OSError(errno.EIO, "the file is shorter than what was written")
             os.replace(temporary, target)
         temporary = None
         _sync_folder(target.parent)
     except OSError as error:
-        raise _storage_error(error, target, needed) from error
+        raise _storage_error(error, target, max(size, written)) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
