@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +31,10 @@ from featherweight.doors import checkpoint as door
 from featherweight.doors import json as strict_json
 from featherweight.errors import Diverged, InputError, OptionError, StorageError, shown
 from featherweight.options import differences
+from featherweight.packing import pack, tensors_of, unpack
+from featherweight.sharding import alike, fill, whole
+
+__all__ = ["COUNTERS", "State", "Store", "checkpoints", "pack", "read", "tensors_of", "unpack", "write"]
 
 FORMAT = 1
 KEEP = 2  # checkpoints in a folder
@@ -47,9 +50,16 @@ class State:
     """Model, optimizer, moving average and counters of one run."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, trainable: frozenset[str], averaged: bool
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        trainable: frozenset[str],
+        averaged: bool,
+        outline: nn.Module | None = None,
     ) -> None:
         self.model, self.optimizer = model, optimizer
+        self.outline = outline  # a whole model of this structure, where `model` is split over processes
         self.trainable = trainable  # names of the parameters that could be trained before the optimizer froze some
         self.average = {name: t.detach().clone() for name, t in tensors_of(model).items()} if averaged else {}
         self.step = self.epoch = 0
@@ -87,11 +97,14 @@ class State:
 
     @torch.no_grad()
     def deployable(self) -> nn.Module:
-        """A copy with the weights to use: the moving average, if there is one. What the optimizer froze is free."""
-        model = copy.deepcopy(self.model)
+        """A copy with the weights to use: the moving average, if there is one. What the optimizer froze is free.
+
+        Where the model is split, every process has to ask.
+        """
+        model = copy.deepcopy(self.outline or self.model)
         own = tensors_of(model)
-        for name, tensor in self.average.items():
-            own[name].copy_(tensor)
+        for name, tensor in (self.average or (tensors_of(self.model) if self.outline else {})).items():
+            own[name].copy_(whole(tensor))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in self.trainable)
         return model
@@ -113,7 +126,7 @@ class State:
                     found[f"optimizer/{name}/{key}"] = value
                 elif value is not None:
                     raise TypeError(f"the optimizer keeps {key}, a {type(value).__name__}; only tensors can be kept")
-        return {name: tensor.detach() for name, tensor in found.items()}
+        return {name: whole(tensor.detach()) for name, tensor in found.items()}
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any], path: Path) -> None:
@@ -123,7 +136,7 @@ class State:
         weights = {name: tensor for name, tensor in tensors.items() if name.startswith(("model/", "ema/"))}
         door.check(pack(weights), own, name=path)
         for name, tensor in own.items():
-            tensor.copy_(weights[name])
+            fill(tensor, weights[name])
         trained = {name: (parameter, memory) for name, parameter, memory in optim.memories(self.model, self.optimizer)}
         for full, value in tensors.items():
             name, _, key = full.removeprefix("optimizer/").rpartition("/")
@@ -132,8 +145,8 @@ class State:
             if name not in trained:
                 raise InputError(path, "unexpected_key", f"{full}: this parameter is not trained here")
             parameter, memory = trained[name]
-            alike = key != "step" and value.shape == parameter.shape  # moments lie in memory as their parameter does
-            memory[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value) if alike else value
+            moment = key != "step" and value.shape == parameter.shape  # lies in memory as its parameter does
+            memory[key] = alike(value, parameter) if moment else value
         for name in COUNTERS:
             setattr(self, name, counters[name])
 
@@ -272,26 +285,3 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not isinstance(counters.get(name), kind):
             raise InputError(path, "bad_schema", f"the counter {name} is missing or of another kind")
     return unpack(stored), note
-
-
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a state_dict, which may hold other things."""
-    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
-
-
-def pack(tensors: Mapping[str, Tensor]) -> dict[str, door.Stored]:
-    """Tensors as a file stores them."""
-    found = {}
-    for name, tensor in tensors.items():
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        found[name] = door.Stored(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), data.data)
-    return found
-
-
-def unpack(stored: Mapping[str, door.Stored]) -> dict[str, Tensor]:
-    """What `pack` made, as tensors with memory of their own."""
-    found = {}
-    for name, item in stored.items():
-        flat = torch.from_numpy(np.frombuffer(item.data, dtype=np.uint8).copy())
-        found[name] = flat.view(getattr(torch, item.dtype)).reshape(item.shape)
-    return found

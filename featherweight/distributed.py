@@ -8,13 +8,23 @@ Started by `torchrun`, which sets RANK and WORLD_SIZE. Gloo on CPU, NCCL on CUDA
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from featherweight.errors import FeatherweightError, OptionError
+
+SIGNS = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe")  # of a process that is lost
+
+
+class Lost(FeatherweightError):
+    """Another process of the team hangs or is gone."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +67,33 @@ class Team:
             for tensor in tensors:
                 distributed.broadcast(tensor, 0)
 
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """While inside, the loss of another process is told as what it is."""
+        try:
+            yield
+        except RuntimeError as error:
+            said = str(error).lower()
+            if self.world == 1 or not any(sign in said for sign in SIGNS):
+                raise
+            text = f"process {self.rank} of {self.world} waits in vain: another one hangs or is gone"
+            raise Lost(f"{text}; under torchrun --max-restarts all are started again ({error})") from error
 
-def join(device: torch.device) -> Team:
-    """The team this process was started in: `torchrun`'s, or a team of one."""
+
+def join(device: torch.device, timeout: float | None = None) -> Team:
+    """The team this process was started in: `torchrun`'s, or a team of one.
+
+    timeout: seconds after which a process that does not answer is given up; PyTorch's own unless given.
+    """
+    if timeout is not None and not timeout > 0:
+        raise OptionError("timeout", f"{timeout!r} is not a number of seconds above 0")
     if not distributed.is_available():
         return Team()
     if not distributed.is_initialized():
         if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
             return Team()
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        patience = timedelta(seconds=timeout) if timeout is not None else None
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
         atexit.register(_leave)
     return Team(distributed.get_rank(), distributed.get_world_size())
 

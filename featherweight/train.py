@@ -29,6 +29,7 @@ from featherweight.interrupt import interruptible
 from featherweight.method import Batch, Batches, Method, Pass, Task, answer
 from featherweight.modes import lone_sample
 from featherweight.options import facts_of
+from featherweight.sharding import PARALLEL, shard, whole
 
 __all__ = ["Batch", "Batches", "Method", "Pass", "Task", "fit"]
 
@@ -54,25 +55,30 @@ def fit(
     checkpoint_every: int | None = None,
     validate: Callable[[nn.Module], Mapping[str, Any]] | None = None,
     allow: Sequence[str] = (),
+    parallel: str = "ddp",
+    timeout: float | None = None,
 ) -> nn.Module:
     """A trained copy of `model`, in eval mode; with `ema` (a decay, such as 0.999) the moving average of its weights.
 
     log: gets a dict per step and per epoch, with every loss term by name. validate: gets the model after each epoch.
     checkpoint: a folder. The same call with the same folder goes on exactly where it was, after a kill too; after the
     end it returns the finished model. Options that differ are refused unless `allow` names them; more epochs may be.
-    Raises Diverged where a loss, a gradient or a weight is not finite.
+    parallel: how several processes share the work, "ddp" (each has the whole model) or "fsdp" (`sharding`); timeout:
+    seconds after which a process that hangs is given up.
+    Raises Diverged where a loss, a gradient or a weight is not finite, `distributed.Lost` where a process is lost.
     """
     optimizer, schedule = optimizer or optim.adamw(), schedule or optim.cosine()
-    plan = Plan(task, tuple(methods), optimizer, schedule, epochs, ema, clip, precision, seed)
-    team = distributed.join(_device(model))
+    plan = Plan(task, tuple(methods), optimizer, schedule, epochs, ema, clip, precision, seed, parallel)
+    team = distributed.join(_device(model), timeout)
     batches = batches.shard(team.rank, team.world) if team.world > 1 else batches
-    with randomness.kept():
-        state = _begin(model, plan)
+    with randomness.kept(), team.watched():
+        state = _begin(model, plan, team)
         randomness.seed(seed, team.rank)
         facts = facts_of(plan, batches, team.world)
         with Store.open(checkpoint, facts, team, every=checkpoint_every, allow=allow) as store:
             store.restore(state)
-            Loop(plan, state, batches, store, team, team.wrap(state.model), log, validate).run()
+            wrapped = state.model if state.outline else team.wrap(state.model)
+            Loop(plan, state, batches, store, team, wrapped, log, validate).run()
         return _end(state, plan, team)
 
 
@@ -89,6 +95,7 @@ class Plan:
     clip: float | None
     precision: str
     seed: int
+    parallel: str
 
     def __post_init__(self) -> None:
         checks = {
@@ -96,6 +103,7 @@ class Plan:
             "ema": (self.ema is None or 0 <= self.ema < 1, "is not a decay from 0 to below 1, such as 0.999"),
             "clip": (self.clip is None or self.clip > 0, "is not a norm of gradients above 0; None does not clip"),
             "precision": (self.precision in PRECISIONS, f"is not one of {', '.join(PRECISIONS)}"),
+            "parallel": (self.parallel in PARALLEL, f"is not one of {', '.join(PARALLEL)}"),
             "seed": (0 <= self.seed < 2**32, "is not from 0 to 2**32 - 1"),
         }
         for name, (holds, wrong) in checks.items():
@@ -180,18 +188,20 @@ class Loop:
     def grad_norm(self, batch: Batch) -> float:
         """Clip the gradients; their norm before."""
         named = {name: p for name, p in self.state.model.named_parameters() if p.grad is not None}
-        norm = float(nn.utils.clip_grad_norm_(named.values(), self.plan.clip or math.inf))
+        norm = float(whole(nn.utils.clip_grad_norm_(named.values(), self.plan.clip or math.inf)))
         if not math.isfinite(norm):
-            bad = [name for name, p in named.items() if p.grad is not None and not p.grad.isfinite().all()]
+            bad = [name for name, p in named.items() if p.grad is not None and not whole(p.grad).isfinite().all()]
             raise self.diverged(f"the gradients' norm is {norm} (first in {', '.join(bad[:3]) or 'their sum'})", batch)
         return norm
 
     def end_epoch(self) -> None:
         """Means of the epoch's terms, the user's validation, the next epoch."""
         state, row = self.state, dict[str, Any]()
+        if self.validate is not None and (self.team.leads or state.outline):
+            model = state.deployable().eval()
         if self.validate is not None and self.team.leads:
             with torch.no_grad():
-                metrics = dict(self.validate(state.deployable().eval()))
+                metrics = dict(self.validate(model))
             state.compare(metrics)
             row = {"validation": metrics, "best": state.best}
         means = state.next_epoch()
@@ -218,14 +228,16 @@ class Loop:
         return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-def _begin(model: nn.Module, plan: Plan) -> State:
+def _begin(model: nn.Module, plan: Plan, team: distributed.Team) -> State:
     """A copy, prepared by the methods, with its optimizer."""
     randomness.seed(plan.seed, 0)  # new weights are drawn alike in every process
     model = copy.deepcopy(model)
     for method in plan.methods:
         model = method.prepare(model)
     trainable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    return State(model, plan.optimizer.build(model), trainable=trainable, averaged=plan.ema is not None)
+    outline = shard(model, team) if plan.parallel == "fsdp" and team.world > 1 else None
+    known: dict[str, Any] = {"trainable": trainable, "averaged": plan.ema is not None, "outline": outline}
+    return State(model, plan.optimizer.build(model), **known)
 
 
 def _end(state: State, plan: Plan, team: distributed.Team) -> nn.Module:

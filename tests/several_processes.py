@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from torch import nn
 
 from featherweight import checkpoint, optim, train
 from featherweight.data.transforms import Augment
+from featherweight.distributed import Lost
 from featherweight.errors import InputError
 from featherweight.interrupt import Interrupted
 from featherweight.journal import Journal
+from featherweight.methods.deit import TokenDistill
+from featherweight.models import zoo
 
 
 def rank() -> int:
@@ -34,8 +38,26 @@ def save(model: nn.Module, path: Path) -> None:
 def plain(**options: Any) -> nn.Module:
     """A run without noise, for the comparison with one process: 40 samples, 8 in each step."""
     network = tiny.network(dropout=0.0, norm=False)
-    rate = {"optimizer": optim.sgd(0.05), "schedule": optim.constant(), "epochs": 2}
-    return train.fit(network, tiny.batches(40, **options), tiny.Classification(4), **rate)
+    return train.fit(network, tiny.batches(40, **options), tiny.Classification(4), **RATE)
+
+
+RATE: dict[str, Any] = {"optimizer": optim.sgd(0.05), "schedule": optim.constant(), "epochs": 2}
+
+
+def repeated(**options: Any) -> nn.Module:
+    """The same with each picture three times, augmented anew each time."""
+    return plain(repeats=3, augment=Augment(crop_min=0.3, flip=0.5), **options)
+
+
+def transformer(**options: Any) -> nn.Module:
+    """A small ViT; its blocks are what FSDP gathers and lets go."""
+    config = {"image_size": [8, 8], "patch_size": 4, "embed_dim": 16, "num_heads": 2, "depth": 3, "num_classes": 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = zoo.build({"name": "vit", "config": config})
+    known = {"batch_size": 4, "augment": Augment(flip=0.5)}
+    rate = {"optimizer": optim.adamw(3e-3), "epochs": 2, "ema": 0.9, **options}
+    return train.fit(model, tiny.batches(28, **known), tiny.Classification(4), **rate)
 
 
 class Stop(train.Method):
@@ -75,6 +97,7 @@ def compare(folder: Path) -> None:
     """Equality with one process, and a stopped run that goes on."""
     me = rank()
     save(plain(batch_size=4), folder / f"plain-{me}")
+    save(repeated(batch_size=4), folder / f"repeated-{me}")
     whole = noisy(folder / "whole", log=Journal(folder / "log.jsonl"))
     save(whole, folder / f"whole-{me}")
     os.environ["STOP_AT"] = "0.5"
@@ -89,6 +112,53 @@ def compare(folder: Path) -> None:
         (folder / f"apart-{me}.txt").write_text(str(error))
 
 
+def sharded(folder: Path) -> None:
+    """The same training with whole and with split models, and a split one that is stopped and goes on."""
+    me = rank()
+    save(transformer(methods=[TokenDistill(tiny_vit_teacher())]), folder / f"ddp-{me}")
+    split: dict[str, Any] = {"parallel": "fsdp", "methods": [TokenDistill(tiny_vit_teacher()), Stop()]}
+    shapes: list[int] = []
+    looked = {"validate": lambda model: {"numbers": sum(p.numel() for p in model.parameters())}}
+    whole = transformer(**split, **looked, log=lambda row: shapes.append(row.get("validation", {}).get("numbers", 0)))
+    save(whole, folder / f"fsdp-{me}")
+    (folder / f"validated-{me}.txt").write_text(str(max(shapes, default=0)))
+    kept = {"checkpoint": folder / "split", "checkpoint_every": 2}
+    os.environ["STOP_AT"] = "0.5"
+    try:
+        transformer(**split, **kept)
+    except Interrupted as error:
+        (folder / f"stopped-{me}.txt").write_text(f"{error.exit_code} {error}")
+    os.environ.pop("STOP_AT", None)
+    save(transformer(**split, **kept), folder / f"resumed-{me}")
+
+
+def tiny_vit_teacher() -> nn.Module:
+    """Any classifier."""
+    return tiny.network(dropout=0.0, norm=False, seed=1)
+
+
+class Hang(train.Method):
+    """One process stops answering, until the other one has left its complaint."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def after_step(self, model: nn.Module, progress: float) -> None:
+        if rank() == 1 and progress > 0.4:
+            end = time.monotonic() + 60
+            while not (self._folder / "lost-0.txt").exists() and time.monotonic() < end:
+                time.sleep(0.05)
+            os._exit(0)
+
+
+def hung(folder: Path) -> None:
+    """A run whose second process hangs."""
+    try:
+        train.fit(tiny.network(), tiny.batches(40), tiny.Classification(4), methods=[Hang(folder)], epochs=2, timeout=2)
+    except Lost as error:
+        (folder / "lost-0.txt").write_text(str(error))
+
+
 def killed(folder: Path) -> None:
     """A run whose second process dies."""
     save(noisy(folder / "killed"), folder / f"killed-{rank()}")
@@ -98,7 +168,7 @@ def main(command: str, folder: Path, variables: Mapping[str, str]) -> None:
     """The command, in the place among several processes that the variables give."""
     os.environ.update(variables)
     torch.set_num_threads(1)
-    {"compare": compare, "killed": killed}[command](folder)
+    {"compare": compare, "killed": killed, "sharded": sharded, "hung": hung}[command](folder)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,14 @@ def test_two_processes_do_what_one_does_with_their_batches_together(done: Path) 
         assert not torch.allclose(start[name], tensor, rtol=1e-3, atol=1e-4), "the control: training moved it"
 
 
+def test_repeated_augmentation_is_the_same_over_two_processes(done: Path) -> None:
+    two, one = weights(done / "repeated-0"), several_processes.repeated(batch_size=8).state_dict()
+    once = several_processes.plain(batch_size=8).state_dict()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(once[name], tensor, rtol=1e-3, atol=1e-4), "the control: other pictures were seen"
+
+
 def test_a_stopped_run_goes_on_to_the_same_bits(done: Path) -> None:
     """One process got the signal; both stopped after the same step."""
     notes = [(done / f"stopped-{rank}.txt").read_text() for rank in (0, 1)]
@@ -107,6 +115,37 @@ def test_one_process_logs(done: Path) -> None:
 def test_processes_with_different_folders_are_refused(done: Path) -> None:
     for rank in (0, 1):
         assert "not all processes see the same checkpoints" in (done / f"apart-{rank}.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fsdp")
+    launch("sharded", folder)
+    return folder
+
+
+def test_a_split_model_is_trained_like_a_whole_one(split: Path) -> None:
+    """Not to the bit: sums of gradients are taken in another order."""
+    ddp, fsdp = weights(split / "ddp-0"), weights(split / "fsdp-0")
+    assert ddp.keys() == fsdp.keys()
+    for name, tensor in ddp.items():
+        torch.testing.assert_close(fsdp[name], tensor, rtol=1e-4, atol=1e-5)
+    assert equal(fsdp, weights(split / "fsdp-1"))
+    assert int((split / "validated-0.txt").read_text()) == sum(t.numel() for t in ddp.values()), "validated whole"
+
+
+def test_a_split_run_that_is_stopped_goes_on_to_the_same_bits(split: Path) -> None:
+    assert (split / "stopped-1.txt").read_text().startswith("143 stopped by SIGTERM after step")
+    assert equal(weights(split / "resumed-0"), weights(split / "fsdp-0"))
+    tensors, _ = checkpoint.read(checkpoint.checkpoints(split / "split")[0])
+    assert {name: t.shape for name, t in tensors.items() if name.startswith("model/")} == {
+        f"model/{name}": t.shape for name, t in weights(split / "fsdp-0").items()
+    }, "checkpoints hold whole tensors"
+
+
+def test_a_process_that_hangs_is_noticed(tmp_path: Path) -> None:
+    launch("hung", tmp_path)
+    assert "process 0 of 2 waits in vain: another one hangs or is gone" in (tmp_path / "lost-0.txt").read_text()
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch._dynamo  # an optimizer imports it, which takes seconds: once, in the parent of all processes
+import torch.distributed.fsdp
 from torch import Tensor, nn
 
 from featherweight import checkpoint, files, optim, randomness, train

@@ -114,8 +114,8 @@ class Augment:
         """Each picture with its mirror place in the batch, by its own random numbers; adds "soft_label" (B, K)."""
         how = mixing.Mixing(self.mixup, self.cutmix, self.mix_probability, self.mix_switch)
         images, share = how.mix(batch["image"], rngs, per=self.mix_per)
-        known = {"num_classes": self.num_classes, "smoothing": self.label_smoothing}
-        return {**batch, "image": images, "soft_label": mixing.target(batch["label"], share, **known)}
+        soft = mixing.target(batch["label"], share, num_classes=self.num_classes, smoothing=self.label_smoothing)
+        return {**batch, "image": images, "soft_label": soft}
 
 
 def random_crop(
