@@ -36,6 +36,16 @@ HEADS = ("head", "head_dist", "aux_head", "fc", "classifier")
 POSITIONS = "pos_embed"
 
 
+@dataclass(frozen=True)
+class File:
+    """The state dict of a file, by the names the file gives."""
+
+    path: str | Path
+    tensors: dict[str, Stored]
+    where: str  # the key it was under; "" for a flat file
+    also: tuple[str, ...] = field(default=())  # further state dicts in the file
+
+
 def note(text: str) -> None:
     """Where notes go unless a caller wants them: the error stream."""
     print(f"note: {text}", file=sys.stderr)
@@ -65,7 +75,7 @@ def create(
 
 def load(
     model: nn.Module,
-    path: str | Path,
+    file: str | Path | File,
     *,
     ema: bool = False,
     resize: str = "auto",
@@ -80,7 +90,8 @@ def load(
     """
     if resize != "auto":
         positions.check_kernel(resize)
-    file = read(path, ema=ema)
+    file = file if isinstance(file, File) else read(file, ema=ema)
+    path = file.path
     if file.also:
         tell(f"{shown(path)}: took {file.where!r}; it holds {', '.join(file.also)} too (ema={not ema} takes the other)")
     new = copy.deepcopy(model)
@@ -100,15 +111,6 @@ def load(
     return new
 
 
-@dataclass(frozen=True)
-class File:
-    """The state dict of a file, by the names the file gives."""
-
-    tensors: dict[str, Stored]
-    where: str  # the key it was under; "" for a flat file
-    also: tuple[str, ...] = field(default=())  # further state dicts in the file
-
-
 def read(path: str | Path, *, ema: bool = False) -> File:
     """The weights in a file of one of the known layouts; InputError says what it holds instead."""
     tree = door.read_tree(Path(path))
@@ -117,7 +119,7 @@ def read(path: str | Path, *, ema: bool = False) -> File:
     if _is_state_dict(tree):
         if ema:
             raise InputError(path, "missing_key", "holds one flat state dict and no moving average; leave ema out")
-        return File(_stripped(tree), "")
+        return File(path, _stripped(tree), "")
     found = {key: tree[key] for key in (*WRAPPED, *AVERAGED) if _is_state_dict(tree.get(key))}
     wanted = [key for key in found if (key in AVERAGED) == ema]
     if not wanted:
@@ -126,7 +128,18 @@ def read(path: str | Path, *, ema: bool = False) -> File:
         where = " or ".join(AVERAGED if ema else WRAPPED)
         raise InputError(path, "bad_schema", f"has no {what} under {where}; it holds: {keys}")
     other = tuple(key for key in found if (key in AVERAGED) != ema)
-    return File(_stripped(found[wanted[0]]), wanted[0], other)
+    return File(path, _stripped(found[wanted[0]]), wanted[0], other)
+
+
+def classes_of(file: File, model: nn.Module) -> int | None:
+    """How many classes the classifier in a file has, where it is named like the model's."""
+    own, names = tensors_of(model), official_names.of(model)
+    counts = {
+        tensor.shape[0]
+        for key, tensor in file.tensors.items()
+        if (mine := official_names.ours(key, names)) in own and _is_head(mine) and len(tensor.shape) > 0
+    }
+    return counts.pop() if len(counts) == 1 else None
 
 
 def resized(model: nn.Module, image_size: int | tuple[int, int], *, kernel: str = "bicubic") -> nn.Module:
@@ -151,9 +164,13 @@ def resized(model: nn.Module, image_size: int | tuple[int, int], *, kernel: str 
 
 def _named(file: File, model: nn.Module, path: str | Path) -> dict[str, Stored]:
     """The tensors under our names; copies of a shared tensor must agree."""
-    names, found = official_names.of(model), dict[str, Stored]()
+    names, own, found = official_names.of(model), tensors_of(model), dict[str, Stored]()
     for key, tensor in file.tensors.items():
         mine = official_names.ours(key, names)
+        if mine not in own and _last(mine) in official_names.COMPUTED:
+            continue
+        if mine in own:
+            tensor = official_names.as_linear(tensor, own[mine].ndim)
         if mine in found and bytes(found[mine].data) != bytes(tensor.data):
             text = f"'{shown(key, limit=80)}' and '{shown(mine, limit=80)}' are one shared tensor, but differ"
             raise InputError(path, "changed", text)

@@ -8,18 +8,26 @@ authors of a method put its parts beside the list of blocks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from .anatomy import Around
+from .doors.stored import Stored
+from .methods import dynamicvit_names
+from .methods.dynamicvit_names import COMPUTED
 from .models import sret, zoo
 from .surgery import all_of
+
+__all__ = ["COMPUTED", "as_linear", "hint", "of", "ours"]
 
 
 def of(model: nn.Module) -> dict[str, str]:
     """Official name -> our name, for each tensor of the state dict; shared tensors have several."""
+    if found := dynamicvit_names.official_names(model):
+        return found
     around = sorted(all_of(model, Around), key=len, reverse=True)
     found = {_plain(key, around): key for key in model.state_dict()}
     for alias, first in (sret.aliases(model.config) if isinstance(model, sret.SReT) else {}).items():
@@ -30,6 +38,12 @@ def of(model: nn.Module) -> dict[str, str]:
 def ours(key: str, names: Mapping[str, str]) -> str:
     """Our name of a tensor, which may have our name already."""
     return names.get(key, key)
+
+
+def as_linear(tensor: Stored, ndim: int) -> Stored:
+    """A 1x1 convolution's weight (O, I, 1, 1) as a linear layer's, where the model has `ndim` 2."""
+    flat = len(tensor.shape) == 4 and ndim == 2 and tensor.shape[2:] == (1, 1)
+    return replace(tensor, shape=tensor.shape[:2]) if flat else tensor
 
 
 def hint(tensors: Mapping[str, Any], model: nn.Module) -> str:
