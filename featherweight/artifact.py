@@ -8,7 +8,6 @@ the record too and a digest over all its bytes, so it can travel alone. Not here
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -120,15 +119,6 @@ def with_classes(model: nn.Module, count: int) -> nn.Module:
         if name in state and state[name].shape == tensor.shape
     }
     new.load_state_dict({**state, **fits})
-    return new
-
-
-def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """A copy of the model with the weights of a plain state dict file (`.safetensors`, `.pt`); names must match."""
-    tensors = checkpoint.read(path)
-    new = copy.deepcopy(model)
-    checkpoint.check(tensors, _state(new), name=path)
-    new.load_state_dict(unpack(tensors))
     return new
 
 

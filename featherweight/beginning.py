@@ -8,9 +8,8 @@ import copy
 import torch
 from torch import nn
 
-from . import artifact, randomness
-from .doors import checkpoint
-from .errors import InputError, OptionError, shown
+from . import artifact, official, randomness
+from .errors import OptionError, shown
 from .models import zoo
 from .recipe import ModelSpec
 from .work import Work
@@ -28,36 +27,21 @@ def start(spec: ModelSpec, work: Work) -> nn.Module:
     else:
         with randomness.kept():
             torch.manual_seed(work.recipe.seed)
-            model = _made(spec, len(work.data.classes))
+            model = _made(spec, len(work.data.classes), work)
     return _fitting(model, spec, work)
 
 
-def _made(spec: ModelSpec, classes: int) -> nn.Module:
+def _made(spec: ModelSpec, classes: int, work: Work) -> nn.Module:
     """A model of the table with random weights or those of a file, which may know another number of classes."""
     model = zoo.create(spec.name, **{"num_classes": classes, **spec.config})
     if spec.weights is None:
         return model
-    try:
-        return artifact.load_weights(model, spec.weights)
-    except InputError as error:
-        theirs = _classes_in(spec.weights, model, classes) if error.reason == "shape_mismatch" else None
-        if theirs is None:
-            raise
-        if not spec.reset_head:
-            text = f"{shown(spec.weights)} has {theirs} classes, the data {classes}; reset_head trains a new classifier"
-            raise OptionError("weights", text) from None
-    wider = zoo.create(spec.name, **{**spec.config, "num_classes": theirs})
-    return artifact.with_classes(artifact.load_weights(wider, spec.weights), classes)
-
-
-def _classes_in(path: str, model: nn.Module, classes: int) -> int | None:
-    """How many classes the weights in a file have, if that alone is why they do not fit."""
-    own, counts = model.state_dict(), set()
-    for name, tensor in checkpoint.read(path).items():
-        if name in own and tuple(tensor.shape) != tuple(own[name].shape):
-            alike = tensor.shape[1:] == tuple(own[name].shape[1:]) and len(tensor.shape) > 0
-            counts.add(tensor.shape[0] if alike and own[name].shape[0] == classes else None)
-    return counts.pop() if len(counts) == 1 else None
+    file = official.read(spec.weights)
+    theirs = official.classes_of(file, model)
+    if theirs not in (None, classes) and not spec.reset_head:
+        text = f"{shown(spec.weights)} has {theirs} classes, the data {classes}; reset_head trains a new classifier"
+        raise OptionError("weights", text)
+    return official.load(model, file, tell=lambda text: work.tell({"event": "note", "text": text}))
 
 
 def _fitting(model: nn.Module, spec: ModelSpec, work: Work) -> nn.Module:

@@ -151,8 +151,7 @@ def module(source: Source, *, untrained: bool = False, **config: Any) -> nn.Modu
 
 
 def _loaded(source: Source) -> nn.Module:
-    from featherweight import artifact
-    from featherweight.doors import checkpoint
+    from featherweight import artifact, official
     from featherweight.models import zoo
 
     path = source.path
@@ -161,10 +160,12 @@ def _loaded(source: Source) -> nn.Module:
     if source.arch is None:
         text = f"is missing: {shown(path)} holds weights only; say whose, for instance --arch deit_tiny"
         raise OptionError("arch", text)
-    tensors = checkpoint.read(path)
-    heads = [t.shape[0] for name, t in tensors.items() if name in ("head.weight", "fc.weight", "classifier.weight")]
-    outline = zoo.create(source.arch, **({"num_classes": heads[0]} if len(heads) == 1 else {}))
-    return artifact.load_weights(outline, path).eval()
+    file = official.read(path)
+    outline = zoo.create(source.arch)
+    theirs = official.classes_of(file, outline)
+    if theirs is not None:
+        outline = zoo.create(source.arch, num_classes=theirs)
+    return official.load(outline, file).eval()
 
 
 def preprocess_of(source: Source, model: nn.Module) -> Preprocess | None:

@@ -17,7 +17,7 @@ import torch
 from families import CLASSES, FAMILIES, PLAIN, SIZE
 from torch import nn
 
-from featherweight import artifact
+from featherweight import artifact, official
 from featherweight.doors import checkpoint as door
 from featherweight.errors import InputError, OptionError
 from featherweight.methods import deit, dynamicvit, prune
@@ -184,8 +184,8 @@ def test_plain_weights_load_by_name(tmp_path: Path) -> None:
     model = OURS.make("another")
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     fresh = OURS.make()
-    loaded = artifact.load_weights(fresh, tmp_path / "weights.pth")
+    loaded = official.load(fresh, tmp_path / "weights.pth")
     assert torch.equal(OURS.logits(loaded), OURS.logits(model))
     assert not torch.equal(OURS.logits(fresh), OURS.logits(model))
     with pytest.raises(InputError, match=r"missing_key|unexpected_key"):
-        artifact.load_weights(PLAIN.make(), tmp_path / "weights.pth")
+        official.load(PLAIN.make(), tmp_path / "weights.pth")
