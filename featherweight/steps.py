@@ -27,8 +27,9 @@ from .methods.quantize import quantize as to_int8
 from .methods.refit import refit
 from .models import zoo
 from .recipe import Count, Epochs, ModelSpec, Rate
+from .steps_recursion import depth, grouping, mixed_depth, recursion
 from .surgery import all_of
-from .work import Work, finished_stage
+from .work import Work, current, finished_stage
 
 
 def teacher(work: Work, *, epochs: Epochs | None = None, images: Count | None = None, lr: Rate | None = None) -> Work:
@@ -66,7 +67,7 @@ def distill(
     work: Work,
     *,
     how: Literal["token", "logits"] = "token",
-    distance: Literal["hard", "soft", "soft_per_class", "mse"] = "hard",
+    distance: Literal["hard", "soft", "soft_per_class", "mse", "soft_cross_entropy"] = "hard",
     alpha: Ratio = 0.5,
     temperature: Annotated[float, Within(0.0, 1000.0, open_low=True)] = 1.0,
     restart: bool = True,
@@ -190,17 +191,11 @@ def report(work: Work, *, samples: Annotated[int, Within(0, 64)] = 8) -> Work:
 
 STEPS: dict[str, Callable[..., Work]] = {
     step.__name__: step
-    for step in (teacher, baseline, load, train, distill, tokens, prune, quantize, export, measure, report)
-}
-
-
-def current(work: Work) -> nn.Module:
-    """The model so far; an error says which step is missing before."""
-    if work.model is None:
-        raise OptionError(
-            work.step or "steps", "there is no model yet: put a step `baseline`, `load` or `train` before it"
-        )
-    return work.model
+    for step in (
+        teacher, baseline, load, train, distill, tokens, prune, recursion, grouping, mixed_depth, depth, quantize,
+        export, measure, report,
+    )
+}  # fmt: skip
 
 
 def _model(work: Work) -> ModelSpec:

@@ -123,3 +123,12 @@ def finished_stage(work: Work, title: str, model: nn.Module, *, stays: bool = Tr
     stage = Stage(title, work.place, model)
     work.tell({"event": "stage", "title": title, "parameters": measure.parameters(model), "step_name": work.step})
     return dataclasses.replace(work, model=model, stages=(*work.stages, stage)) if stays else work
+
+
+def current(work: Work) -> nn.Module:
+    """The model so far; an error says which step is missing before."""
+    if work.model is None:
+        raise OptionError(
+            work.step or "steps", "there is no model yet: put a step `baseline`, `load` or `train` before it"
+        )
+    return work.model

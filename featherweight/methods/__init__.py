@@ -2,6 +2,8 @@
 """One method per file. They work on any module and never import `featherweight.models`; importing them here registers
 the kinds of edit that a saved model may name."""
 
-from . import deit, distill, dynamicvit, prune, quantize, tome
+from . import deit, distill, dynamicvit, grouping, mixed_depth, prune, quantize, recursion, tome
 
-__all__ = ["deit", "distill", "dynamicvit", "prune", "quantize", "tome"]
+__all__ = [
+    "deit", "distill", "dynamicvit", "grouping", "mixed_depth", "prune", "quantize", "recursion", "tome",
+]  # fmt: skip

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learning from a teacher's answers (Hinton 2015, 1503.02531): works on any classifier, needs no change of structure.
 
-The three distances are functions of (student logits, teacher logits), both (B, K), to a scalar. Not here: a token or a
+The distances are functions of (student logits, teacher logits), both (B, K), to a scalar. Not here: a token or a
 head of its own for the teacher (deit), features (fitnets), the transformer's inner life (tinybert).
 """
 
@@ -43,7 +43,18 @@ def mse(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     return F.mse_loss(logits.float(), teacher.float())
 
 
-DISTANCES: dict[str, Distance] = {"soft": kl, "soft_per_class": kl_per_class, "hard": hard, "mse": mse}
+def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """Cross-entropy with the teacher's softened answer, mean over the batch, without T^2: SReT's code, at alpha 1.
+
+    KL plus the teacher's entropy (Shen 2021, 2112.01528); its gradient is that of `kl` divided by T^2.
+    """
+    target = F.softmax(teacher.float() / temperature, dim=-1)
+    return F.cross_entropy(logits.float() / temperature, target)
+
+
+DISTANCES: dict[str, Distance] = {
+    "soft": kl, "soft_per_class": kl_per_class, "hard": hard, "mse": mse, "soft_cross_entropy": soft_cross_entropy,
+}  # fmt: skip
 
 
 def check_weights(alpha: float, temperature: float) -> None:
@@ -52,6 +63,15 @@ def check_weights(alpha: float, temperature: float) -> None:
         raise OptionError("alpha", f"{alpha!r} is not in 0..1; it is the teacher's share of the loss")
     if not temperature > 0:
         raise OptionError("temperature", f"{temperature!r} is not above 0")
+
+
+def taught(logits: Tensor, run: Pass, teacher: nn.Module) -> Tensor:
+    """The teacher's logits (B, K) on the batch; OptionError where it knows other classes than the student."""
+    answer: Tensor = run.call(teacher)
+    if answer.shape != logits.shape:
+        theirs, mine = (int(x.shape[-1]) for x in (answer, logits))
+        raise OptionError("teacher", f"answers with {theirs} classes, the student with {mine}; both need the data's")
+    return answer
 
 
 def share(terms: dict[str, Tensor], run: Pass, alpha: float, distance: Tensor) -> dict[str, Tensor]:
@@ -73,4 +93,5 @@ class Distill(Method):
         check_weights(self.alpha, self.temperature)
 
     def loss(self, terms: dict[str, Tensor], run: Pass) -> dict[str, Tensor]:
-        return share(terms, run, self.alpha, self.distance(run.output, run.call(self.teacher), self.temperature))
+        answer = taught(run.output, run, self.teacher)
+        return share(terms, run, self.alpha, self.distance(run.output, answer, self.temperature))

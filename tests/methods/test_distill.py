@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import fill
 import pytest
 import torch
 from families import PLAIN, Images
+from golden_files import agrees, golden
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featherweight.errors import OptionError
-from featherweight.methods.distill import DISTANCES, Distill, hard, kl, kl_per_class, mse
+from featherweight.methods.distill import DISTANCES, Distill, hard, kl, kl_per_class, mse, soft_cross_entropy
 from featherweight.train import Pass, fit
 
 STUDENT = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
@@ -28,7 +30,20 @@ def test_kl_is_that_of_the_definition(temperature: float) -> None:
 def test_hard_and_mse() -> None:
     torch.testing.assert_close(hard(STUDENT, TEACHER), F.cross_entropy(STUDENT, torch.tensor([1, 2])))
     torch.testing.assert_close(mse(STUDENT, TEACHER), (STUDENT - TEACHER).square().mean())
-    assert {"soft": kl, "soft_per_class": kl_per_class, "hard": hard, "mse": mse} == DISTANCES
+    known = {"soft": kl, "soft_per_class": kl_per_class, "hard": hard, "mse": mse}
+    assert {**known, "soft_cross_entropy": soft_cross_entropy} == DISTANCES
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_soft_cross_entropy_is_that_of_srets_authors(temperature: float) -> None:
+    wanted = golden("functions_sret")["kd_loss"][f"T={temperature}"]
+    student = (2 * fill.normal("kd:student", (4, 10))).requires_grad_()
+    teacher = 3 * fill.normal("kd:teacher", (4, 10))
+    loss = soft_cross_entropy(student, teacher, temperature)
+    loss.backward()
+    assert loss.item() == pytest.approx(wanted["loss"], abs=1e-6)
+    assert student.grad is not None
+    agrees(student.grad, wanted["grad_student"], atol=1e-7)
 
 
 @pytest.mark.parametrize("distance", [kl, kl_per_class, mse])
@@ -89,3 +104,32 @@ def test_mistakes_are_named_before_training(options: dict[str, float], says: str
     with pytest.raises(OptionError) as error:
         Distill(nn.Identity(), **options)
     assert says in str(error.value)
+
+
+def test_a_teacher_of_other_classes_is_refused_before_anything_is_learned() -> None:
+    model = tiny.network(dropout=0.0, norm=False)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(192, 7))
+    rows: list[dict[str, object]] = []
+    with pytest.raises(OptionError, match="teacher: answers with 7 classes, the student with 4"):
+        fit(model, tiny.batches(8), Classification(4), methods=[Distill(other)], log=rows.append)
+    assert not rows
+
+
+def test_the_teacher_sees_the_mixed_and_augmented_pictures_of_the_student() -> None:
+    seen: dict[str, list[Tensor]] = {"student": [], "teacher": []}
+
+    class Looks(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name, self.head = name, nn.Linear(192, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen[self.name].append(x.clone())
+            return self.head(x.flatten(1))
+
+    augment = Augment(crop_min=0.3, flip=0.5, mixup=0.8, cutmix=1.0, erase=0.5, num_classes=4)
+    fit(Looks("student"), tiny.batches(12, augment=augment), Classification(4), methods=[Distill(Looks("teacher"))])
+    assert len(seen["student"]) == 3
+    assert all(torch.equal(a, b) for a, b in zip(seen["student"], seen["teacher"], strict=True))
+    plain = torch.cat([batch["image"] for batch in tiny.batches(12).epoch(0)])
+    assert not torch.equal(torch.cat(seen["teacher"]), plain), "the control: the pictures were changed"
