@@ -62,9 +62,15 @@ class Batches(Protocol):
     def shard(self, rank: int, world: int) -> Batches: ...
 
 
-def answer(task: Task, batch: Batch, trained: nn.Module, model: nn.Module) -> Any:
-    """`model`'s output on the batch: in eval mode without gradient, unless it is the model being trained."""
+def answer(task: Task, batch: Batch, trained: nn.Module | None, model: nn.Module) -> Any:
+    """`model`'s output on the batch: in eval mode without gradient, unless it is the model being trained.
+
+    A model that recalls (`answers.Remembered`) is asked for what it said before.
+    """
     if model is trained:
         return task.forward(model, batch)
+    recall: Callable[[Batch], Any] | None = getattr(model, "recall", None)
+    if recall is not None:
+        return recall(batch)
     with torch.no_grad(), evaluating(model):
         return task.forward(model, batch)

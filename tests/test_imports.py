@@ -32,6 +32,7 @@ HOUSE = (
         "packing",
         "distributed",
         "sharding",
+        "answers",
         "interrupt",
         "journal",
         "modes",

@@ -19,7 +19,7 @@ from ..errors import OptionError
 from ..layers import TwoHeads
 from ..surgery import Aside, Edit, all_of, apply, edit_kind, find, put, submodule
 from ..train import Pass
-from .distill import Distance, Distill, hard, share
+from .distill import Distance, Distill, hard, share, taught
 
 
 class DistillationToken(Around):
@@ -133,4 +133,5 @@ class TokenDistill(Distill):
 
     def loss(self, terms: dict[str, Tensor], run: Pass) -> dict[str, Tensor]:
         dist_logits = find(run.model, TwoHeads).aside.dist_logits
-        return share(terms, run, self.alpha, self.distance(dist_logits, run.call(self.teacher), self.temperature))
+        answer = taught(dist_logits, run, self.teacher)
+        return share(terms, run, self.alpha, self.distance(dist_logits, answer, self.temperature))

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import fill
 import pytest
+import tiny_training as tiny
 import torch
 from families import PLAIN, Images
 from golden_files import agrees, golden
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from featherweight.data import Augment
 from featherweight.errors import OptionError
 from featherweight.methods.distill import DISTANCES, Distill, hard, kl, kl_per_class, mse, soft_cross_entropy
+from featherweight.tasks.classification import Classification
 from featherweight.train import Pass, fit
 
 STUDENT = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
