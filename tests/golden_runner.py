@@ -10,171 +10,23 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import fill
-import torch
-from torch import Tensor, nn
+from golden_case import Case, digests
+from golden_methods import dynamic, merging
+from golden_models import sret, vit
+from torch import nn
 
 import featherweight
-from featherweight import official, official_names
 from featherweight.errors import FeatherweightError
 
-ATOL = 2e-5  # right and wrong differ by 2.8e-4 and more, two right ones by 3e-6
-DIGEST = {"shape", "at", "values", "l2"}
-
-
-@dataclass
-class Case:
-    """One file while it is checked: what was found wrong, and which digests were looked at."""
-
-    name: str
-    reference: dict[str, Any]
-    wrong: list[str] = field(default_factory=list)
-    seen: set[str] = field(default_factory=set)
-
-    def compare(self, place: str, found: Tensor, *, atol: float = ATOL) -> None:
-        """A tensor of ours against the digest at a dotted place of the file."""
-        digest = at(self.reference, place)
-        self.seen.add(place)
-        if list(found.shape) != digest["shape"]:
-            self.wrong.append(f"{place}: shape {list(found.shape)}, not {digest['shape']}")
-            return
-        flat = found.detach().double().flatten()
-        values = torch.tensor(digest["values"], dtype=torch.float64)
-        off = float((flat[digest["at"]] - values).abs().max())
-        size = flat.numel() ** 0.5
-        norm = abs(float(flat.norm()) - digest["l2"]) / size
-        if not (off <= atol and norm <= atol):  # NaN is wrong too
-            self.wrong.append(f"{place}: off by {off:.1e}, norm by {norm:.1e} (allowed {atol:.0e})")
-
-    def equal(self, place: str, found: Any) -> None:
-        """A plain value of ours against the one at this place, where the file has one."""
-        wanted = at(self.reference, place)
-        if wanted is not None and found != wanted:
-            self.wrong.append(f"{place}: {str(found)[:80]}, not {str(wanted)[:80]}")
-
-    def inside(self, place: str, names: Mapping[str, Tensor]) -> None:
-        """Those of the tensors that have a digest below this place."""
-        for name in at(self.reference, place) or {}:
-            if name in names and f"{place}.{name}" not in self.seen:
-                self.compare(f"{place}.{name}", names[name])
-
-
-def at(tree: Any, place: str) -> Any:
-    """The value at a dotted place, or None; a part of the place may hold a dot of its own (a rate such as 0.7)."""
-    parts = place.split(".")
-    for end in range(len(parts), 0, -1):
-        key = ".".join(parts[:end])
-        step = tree.get(key) if isinstance(tree, dict) else None
-        if isinstance(tree, list) and end == 1 and key.isdigit() and int(key) < len(tree):
-            step = tree[int(key)]
-        if step is not None:
-            return step if end == len(parts) else at(step, ".".join(parts[end:]))
-    return None
-
-
-def digests(tree: Any, place: str = "") -> Iterator[str]:
-    """The places of all digests."""
-    if isinstance(tree, dict) and tree.keys() >= DIGEST:
-        yield place
-    elif isinstance(tree, (dict, list)):
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        for key, value in items:
-            yield from digests(value, f"{place}.{key}".lstrip("."))
-
-
-@contextmanager
-def watched(model: nn.Module, places: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
-    """While inside, what the modules at these official paths return is kept under the given names."""
-    seen: dict[str, Tensor] = {}
-    handles = []
-    for name, place in places.items():
-        try:
-            module = model.get_submodule(place)
-        except AttributeError:
-            continue
-
-        def keep(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
-            seen[name] = output
-
-        handles.append(module.register_forward_hook(keep))
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def stand_in(
-    case: Case, model: nn.Module, *, scaled: tuple[str, ...] = (), **rules: Callable[..., Tensor]
-) -> nn.Module:
-    """A copy with the file's stand-in weights, through a file in the official layout and the reader.
-
-    scaled: entries that are a thousandth. rules: part of a name -> (name, shape) -> values in place of the usual ones.
-    """
-    keep = case.reference.get("keep", ())
-    names = official_names.of(model)
-    own = model.state_dict()
-    aliases = dict(case.reference.get("aliases", ()))
-    state: dict[str, Tensor] = {}
-    for key, shape, dtype in case.reference["state_dict"]:
-        prefix = next((alias for alias in aliases if key.startswith(f"{alias}.")), None)
-        first = key if prefix is None else aliases[prefix] + key.removeprefix(prefix)
-        rule = next((make for part, make in rules.items() if part in key), None)
-        if first in state:
-            state[key] = state[first]
-        elif rule is not None:
-            state[key] = rule(key, shape)
-        elif any(part in key for part in keep):
-            state[key] = own[official_names.ours(key, names)].clone()
-        else:
-            state[key] = fill.tensor(key, shape, getattr(torch, dtype))
-        if key in scaled:
-            state[key] = state[key] * 1e-3
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "official.pth"
-        torch.save({"model": state}, path)
-        return official.load(model, path, tell=lambda text: case.wrong.append(f"adapted: {text}"))
-
-
-def image(case: Case) -> Tensor:
-    source = case.reference["input"]
-    return fill.image(source["image_name"], source["shape"])
-
-
-def parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
-@torch.no_grad()
-def vit(case: Case, model: nn.Module) -> None:
-    """DeiT and LV-ViT without a method."""
-    places = {
-        "patch_embed": "patch_embed", "after_block0": "blocks.0", "tokens_after_norm": "norm",
-        "head_cls": "head", "head_dist": "head_dist", "head_aux": "aux_head",
-    }  # fmt: skip
-    loaded = stand_in(case, model).eval()
-    with watched(loaded, places) as seen:
-        logits = loaded(image(case))
-    tokens = seen["tokens_after_norm"]
-    case.inside(
-        "outputs",
-        {**seen, "logits": logits, "eval_average": logits, "features_cls": tokens[:, 0], "features_dist": tokens[:, 1]},
-    )
-    probe = case.reference.get("eps_probe")
-    if probe:
-        scaled = stand_in(case, model, scaled=tuple(probe["scaled_by_1e-3"])).eval()
-        case.compare("eps_probe.logits", scaled(image(case)))
-
-
-FAMILIES: dict[str, Callable[[Case, nn.Module], None]] = {"vit": vit}
+FAMILIES: dict[str, Callable[[Case, nn.Module], None]] = {
+    "vit": vit, "lvvit": vit, "sret": sret,
+    "vit+dynamicvit": dynamic, "lvvit+dynamicvit": dynamic, "timm+dynamicvit": dynamic,
+    "vit+tome": merging, "lvvit+tome": merging, "timm+tome": merging,
+}  # fmt: skip
 
 
 def check(path: Path) -> Case | None:
