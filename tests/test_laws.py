@@ -20,7 +20,7 @@ from torch import nn
 
 from featherweight import artifact
 from featherweight.errors import OptionError
-from featherweight.methods import deit, dynamicvit, prune, quantize
+from featherweight.methods import deit, dynamicvit, prune, quantize, tome
 from featherweight.methods.deit import TokenDistill
 from featherweight.methods.distill import Distill
 from featherweight.methods.dynamicvit import DynamicViT
@@ -50,6 +50,7 @@ def with_fewer_tokens(model: nn.Module, family: Family) -> nn.Module:
 CHANGES: dict[str, Change] = {
     "deit": with_token,
     "dynamicvit": with_fewer_tokens,
+    "tome": lambda model, family: apply(model, tome.plan(model, r=3)),
     "prune": lambda model, family: prune.prune(model, mlp=0.5, heads=0.25),
     "prune by taylor": lambda model, family: prune.prune(
         model, mlp=0.25, heads=0.5, importance="taylor", uniform=False, batches=Images(), task=family.task
@@ -58,6 +59,7 @@ CHANGES: dict[str, Change] = {
 }
 NEUTRAL: dict[str, Change] = {
     "dynamicvit": lambda model, family: apply(model, dynamicvit.plan(model, keep=1.0)),
+    "tome": lambda model, family: apply(model, tome.plan(model, r=0)),
     "prune": lambda model, family: prune.prune(model, mlp=0.0, heads=0.0),
     "quantize": lambda model, family: quantize.quantize(model, batches(), family.task, bits=32),
 }
@@ -226,7 +228,7 @@ def test_an_exported_file_agrees(change: str, name: str, tmp_path: Path) -> None
 ORDERS = [
     ("deit", "dynamicvit"), ("deit", "prune"), ("dynamicvit", "prune"), ("prune", "dynamicvit"), ("prune", "deit"),
     ("prune", "prune by taylor"), ("deit", "quantize"), ("dynamicvit", "quantize"), ("prune", "quantize"),
-    ("deit", "dynamicvit", "prune by taylor", "quantize"),
+    ("deit", "dynamicvit", "prune by taylor", "quantize"), ("deit", "prune", "tome", "quantize"), ("tome", "prune"),
 ]  # fmt: skip
 
 
