@@ -17,7 +17,7 @@ from .export import onnx, openvino
 from .export.check import Exported, describe
 from .files import publish, publish_json
 from .latency import Times
-from .methods.dynamicvit import SparseBlocks
+from .methods.dynamicvit import all_sparse
 from .methods.int8 import QuantLinear
 from .runtime.session import Session, open_session
 from .surgery import all_of, edits_of
@@ -49,7 +49,7 @@ def write(work: Work, stage: Stage, path: Path, images: int) -> Exported:
         license="Apache-2.0",
     )
     example, known = batches[0]["image"][:2], {"task": work.task, "metadata": about, "batches": batches}
-    if all_of(stage.model, SparseBlocks):
+    if all_sparse(stage.model):
         known |= {"extra": ("kept_tokens",), "min_snr_db": None if all_of(stage.model, QuantLinear) else NEAR_TIES_DB}
     return onnx.export(stage.model, example, path, **known)
 

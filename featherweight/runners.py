@@ -192,22 +192,23 @@ def _threads(number: int | None) -> Iterator[None]:
 def _watched(model: nn.Module, tokens: bool) -> Iterator[dict[str, Any]]:
     """While inside, a token-dropping model tells what it kept; the dict stays empty for any other."""
     from featherweight.methods import dynamicvit
-    from featherweight.surgery import all_of
 
     seen: dict[str, Any] = {}
-    found = list(all_of(model, dynamicvit.SparseBlocks).values()) if tokens else []
+    found = dynamicvit.all_sparse(model) if tokens else []
     if len(found) != 1:
         yield seen
         return
     sparse = found[0]
-    before = sparse.register_forward_pre_hook(lambda _, args: seen.update(count=args[0].shape[1] - sparse.prefix))
-    after = sparse.register_forward_hook(lambda *_: seen.update(places=list(sparse.aside.places)))
+
+    def told(*_: Any) -> None:
+        seen.update(places=list(sparse.aside.places), count=int(sparse.aside.count))
+
+    handle = sparse.register_forward_hook(told)
     try:
         with dynamicvit.recording(model):
             yield seen
     finally:
-        before.remove()
-        after.remove()
+        handle.remove()
 
 
 def _masks(seen: Mapping[str, Any]) -> tuple[NDArray[np.bool_], ...]:

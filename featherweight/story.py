@@ -20,9 +20,8 @@ from .doors import yaml as strict_yaml
 from .errors import OptionError
 from .judge import outcome
 from .measure import Measurement
-from .methods.dynamicvit import SparseBlocks, recording
+from .methods.dynamicvit import all_sparse, recording
 from .report import Export, Kept, Report, Sample, TokenView
-from .surgery import all_of
 from .work import Work
 
 VIEWED_STAGES = 3
@@ -188,7 +187,7 @@ def _samples(
 
 def _views(work: Work, part: str, count: int) -> tuple[TokenView, ...]:
     """What the last model that drops tokens kept of the first images of the part."""
-    dropping = [stage for stage in work.stages if stage.kept and all_of(stage.model, SparseBlocks)]
+    dropping = [stage for stage in work.stages if stage.kept and all_sparse(stage.model)]
     if not dropping or count == 0:
         return ()
     model = dropping[-1].model

@@ -24,11 +24,10 @@ from featherweight.export.check import Calls, Exported, Plain, floor, parity
 from featherweight.export.graph import OPSET, Unsupported
 from featherweight.export.translate import program_of, translate
 from featherweight.files import publish
-from featherweight.methods.dynamicvit import SparseBlocks, recording
+from featherweight.methods.dynamicvit import recording
 from featherweight.modes import evaluating
 from featherweight.runtime.parity import check
 from featherweight.runtime.session import open_session
-from featherweight.surgery import find
 
 INPUT, OUTPUT = "pixel_values", "logits"
 EXTRA = ("kept_tokens",)
@@ -109,14 +108,9 @@ def to_bytes(
 
 def _patches(model: nn.Module, images: Tensor, task: Calls) -> int:
     """How many positions `kept_tokens` counts from, so that a reader can make a mask of them."""
-    sparse, seen = find(model, SparseBlocks), list[int]()
-    handle = sparse.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1] - sparse.prefix))
-    try:
-        with evaluating(model), torch.inference_mode():
-            task.forward(model, {"image": images})
-    finally:
-        handle.remove()
-    return seen[0]
+    with recording(model) as sparse, evaluating(model), torch.inference_mode():
+        task.forward(model, {"image": images})
+        return int(sparse.aside.count)
 
 
 def graph_of(program: torch.export.ExportedProgram, outputs: Sequence[str]) -> onnx.ModelProto:

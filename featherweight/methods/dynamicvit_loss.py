@@ -164,9 +164,14 @@ def param_groups(
         raise OptionError("backbone", f"{factor!r} is not a factor above 0")
     if not 0 <= frozen <= 1:
         raise OptionError("frozen", f"{frozen!r} is not a share of the run, 0..1")
-    new = ["*score_predictor.*", *(["*fast_path*"] if pyramid is not None else [])]
+    new = new_parts(model)
     last = {name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()}
     fixed = [] if train_positions else [name for name in NEVER_TRAINED if name in last]
     starts = {f"*{name}": FOR_EVER for name in fixed}
     later = {**dict.fromkeys(new, AT_ONCE), "*": frozen} if frozen else {}
     return {"groups": {**dict.fromkeys(new, 1.0), "*": factor}, "freeze": {**starts, **later}}
+
+
+def new_parts(model: nn.Module) -> list[str]:
+    """Patterns of the names of what this method puts into a model and starts at random."""
+    return ["*score_predictor.*", *(["*fast_path*"] if maps.pyramid_of(model) is not None else [])]

@@ -130,10 +130,9 @@ def _quantized(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> nn.
 
 
 def _drops_tokens(model: nn.Module) -> bool:
-    from featherweight.methods.dynamicvit import SparseBlocks
-    from featherweight.surgery import all_of
+    from featherweight.methods.dynamicvit import all_sparse
 
-    return len(all_of(model, SparseBlocks)) == 1
+    return len(all_sparse(model)) == 1
 
 
 def _limits(model: nn.Module, verify: bool) -> dict[str, Any]:
