@@ -27,6 +27,7 @@ from .methods.quantize import quantize as to_int8
 from .methods.refit import refit
 from .models import zoo
 from .recipe import Count, Epochs, ModelSpec, Rate
+from .steps_labels import token_labelling
 from .steps_recursion import depth, grouping, mixed_depth, recursion
 from .surgery import all_of
 from .work import Work, current, finished_stage
@@ -192,8 +193,8 @@ def report(work: Work, *, samples: Annotated[int, Within(0, 64)] = 8) -> Work:
 STEPS: dict[str, Callable[..., Work]] = {
     step.__name__: step
     for step in (
-        teacher, baseline, load, train, distill, tokens, prune, recursion, grouping, mixed_depth, depth, quantize,
-        export, measure, report,
+        teacher, baseline, load, train, distill, token_labelling, tokens, prune, recursion, grouping, mixed_depth,
+        depth, quantize, export, measure, report,
     )
 }  # fmt: skip
 

@@ -108,11 +108,12 @@ def _augment(recipe: Recipe, path: str | Path) -> None:
 def _order(recipe: Recipe, path: str | Path) -> None:
     """Each step finds what it needs."""
     names = [step.name for step in recipe.steps]
-    for number, name in enumerate(names):
-        before, missing = names[:number], ""
+    for number, step in enumerate(recipe.steps):
+        name, before, missing = step.name, names[:number], ""
+        taught = name == "distill" or (name == "token_labelling" and step.options.get("labels") != "image")
         if name == "teacher" and recipe.teacher is None:
             missing = "the recipe does not say which model teaches: add `teacher: resnet_digits`, say"
-        elif name == "distill" and "teacher" not in before:
+        elif taught and "teacher" not in before:
             missing = "there is no teacher yet: put a step `teacher` before it"
         elif name == "report" and "measure" not in before:
             missing = "there is nothing to report yet: put a step `measure` before it"

@@ -24,6 +24,7 @@ from featherweight.methods import deit, dynamicvit, prune, quantize, tome
 from featherweight.methods.deit import TokenDistill
 from featherweight.methods.distill import Distill
 from featherweight.methods.dynamicvit import DynamicViT
+from featherweight.methods.token_labelling import TokenLabelling
 from featherweight.surgery import Tap, all_of, apply, edits_of
 from featherweight.train import Method, fit
 
@@ -69,10 +70,11 @@ ALL = {**FAMILIES, "plain": PLAIN}
 
 @dataclass(frozen=True)
 class Training:
-    """A method in training: made with a teacher, on every family or also on any module."""
+    """A method in training: made with a teacher, on every family, on some, or also on any module."""
 
     make: Callable[[nn.Module], Method]
     anything: bool = False
+    families: tuple[str, ...] = tuple(FAMILIES)
 
 
 METHODS = {
@@ -80,8 +82,9 @@ METHODS = {
     "deit": Training(lambda teacher: TokenDistill(teacher)),
     "dynamicvit": Training(lambda teacher: DynamicViT(teacher)),
     "dynamicvit alone": Training(lambda teacher: DynamicViT()),
+    "token labelling": Training(lambda teacher: TokenLabelling(), families=("lvvit",)),
 }
-TRAINED = [(m, name) for m, t in METHODS.items() for name in (*FAMILIES, *(["plain"] if t.anything else []))]
+TRAINED = [(m, name) for m, t in METHODS.items() for name in (*t.families, *(["plain"] if t.anything else []))]
 
 
 def trained(family: Family, methods: list[Method], model: nn.Module | None = None) -> nn.Module:

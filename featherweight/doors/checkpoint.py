@@ -48,10 +48,12 @@ def read_tree(path: Path, *, inert: tuple[str, ...] = (), max_bytes: int = MAX_B
         return torchfile.read(stream, size, path, inert)
 
 
-def read_sealed(path: Path, *, max_bytes: int = MAX_BYTES) -> tuple[dict[str, Stored], dict[str, str]]:
-    """Tensors and metadata of a file made by `write`; refused unless its digest fits."""
+def read_sealed(
+    path: Path, *, max_bytes: int = MAX_BYTES, mapped: bool = False
+) -> tuple[dict[str, Stored], dict[str, str]]:
+    """Tensors and metadata of a file made by `write`; refused unless its digest fits. mapped: as in `safetensors`."""
     with door(path, "corrupt"), _opened(path, max_bytes) as (stream, size, _):
-        tensors, metadata = safetensors.read(stream, size, path, safetensors.SEALED)
+        tensors, metadata = safetensors.read(stream, size, path, safetensors.SEALED, mapped=mapped)
         if not {safetensors.NOTE, safetensors.DIGEST} <= metadata.keys():
             raise InputError(path, "not_an_artifact", "carries no digest of ours; it was not written by featherweight")
         note = strict_json.parse(metadata[safetensors.NOTE], path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -39,21 +40,34 @@ class Codes:
 SEALED = Codes(short="truncated", long="trailing")
 
 
-def read(stream: BinaryIO, size: int, path: object, codes: Codes = Codes()) -> tuple[dict[str, Stored], dict[str, str]]:
-    """Tensors by name in the header's order, and the metadata. A digest of ours is verified if there is one."""
+def read(
+    stream: BinaryIO, size: int, path: object, codes: Codes = Codes(), *, mapped: bool = False
+) -> tuple[dict[str, Stored], dict[str, str]]:
+    """Tensors by name in the header's order, and the metadata. A digest of ours is verified if there is one.
+
+    mapped: the tensors stay in the file and are read when looked at, for files larger than the memory.
+    """
     head, entries, metadata = _header(stream, size, path, codes)
     places = _places(entries, size - len(head), path, codes)
-    data = bytearray(size - len(head))
-    if stream.readinto(data) != len(data) or stream.read(1):  # type: ignore[attr-defined]
-        raise InputError(path, "unreadable", "changed while it was being read; try again")
+    view = _mapped(stream, size)[len(head) :] if mapped else _loaded(stream, size - len(head), path)
     if NOTE in metadata and DIGEST in metadata:
-        _verify(head, data, metadata[DIGEST], path)
-    view = memoryview(data)
+        _verify(head, view, metadata[DIGEST], path)
     tensors = {name: Stored(dtype, shape, view[begin:end]) for name, (dtype, shape, begin, end) in places.items()}
     for name, tensor in tensors.items():
         if not tensor.is_well_formed():
             raise InputError(path, "corrupt", f"tensor '{shown(name)}' is bool but holds bytes other than 0 and 1")
     return tensors, metadata
+
+
+def _loaded(stream: BinaryIO, size: int, path: object) -> memoryview:
+    data = bytearray(size)
+    if stream.readinto(data) != len(data) or stream.read(1):  # type: ignore[attr-defined]
+        raise InputError(path, "unreadable", "changed while it was being read; try again")
+    return memoryview(data)
+
+
+def _mapped(stream: BinaryIO, size: int) -> memoryview:
+    return memoryview(mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ))
 
 
 def _header(stream: BinaryIO, size: int, path: object, codes: Codes) -> tuple[bytes, dict[str, Any], dict[str, str]]:
