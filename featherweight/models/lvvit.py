@@ -36,7 +36,7 @@ class LVViTConfig:
     skip_lam: float = 2.0  # what the residual branches are divided by
     qkv_bias: bool = False
     norm_eps: float = 1e-5  # PyTorch's, not DeiT's 1e-6
-    init: str = "deit"  # as ViTConfig's
+    init: str = "deit"  # as ViTConfig's; "xavier" begins with a silent auxiliary head
     position: str = "learned"  # as ViTConfig's
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0  # of the last block; the others on a line from 0
@@ -119,6 +119,8 @@ class LVViT(nn.Module):
         self.aux_head = nn.Linear(dim, config.num_classes)
         self.aux_logits = AuxLogits(config.mix_token)
         vit.init_weights(self, config.init)
+        if config.init == "xavier":  # larger than 0.02: what no loss teaches must not speak in evaluation
+            nn.init.zeros_(self.aux_head.weight)
 
     @property
     def aside(self) -> Aside:

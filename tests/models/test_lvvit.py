@@ -86,6 +86,17 @@ def test_stochastic_depth_and_the_first_weights() -> None:
 
 
 @torch.no_grad()
+def test_a_head_that_nothing_teaches_may_begin_silent() -> None:
+    model = small(init="xavier").eval()
+    assert float(model.head.weight.std()) > 0.1
+    x = fill.normal("pictures", (2, 3, 16, 24))
+    seen = []
+    model.head.register_forward_hook(lambda _m, _a, output: seen.append(output))
+    assert torch.equal(model(x), seen[0])
+    assert float(small().aux_head.weight.std()) > 0.01
+
+
+@torch.no_grad()
 def test_a_fixed_position_and_pictures_that_are_not_square() -> None:
     x = fill.normal("pictures", (2, 3, 16, 24))
     model = small(position="sinusoidal").eval()
