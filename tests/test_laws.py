@@ -51,7 +51,7 @@ def with_fewer_tokens(model: nn.Module, family: Family) -> nn.Module:
 CHANGES: dict[str, Change] = {
     "deit": with_token,
     "dynamicvit": with_fewer_tokens,
-    "tome": lambda model, family: apply(model, tome.plan(model, r=3)),
+    "tome": lambda model, family: apply(model, tome.plan(model, r=[3, 0, 2])),
     "prune": lambda model, family: prune.prune(model, mlp=0.5, heads=0.25),
     "prune by taylor": lambda model, family: prune.prune(
         model, mlp=0.25, heads=0.5, importance="taylor", uniform=False, batches=Images(), task=family.task

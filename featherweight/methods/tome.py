@@ -26,53 +26,48 @@ from ..surgery import Aside, Edit, all_of, apply, edit_kind, edits_of, find, rec
 
 
 class Match(NamedTuple):
-    """Who joins whom. The tokens after the prefix are movers and receivers by turns; the last of them is a mover
-    where their number with the prefix is odd."""
+    """Who stays and who joins whom, as places of tokens."""
 
-    prefix: int
-    rest: Tensor  # (B, M - r) movers that stay, in the order of their places
-    joining: Tensor  # (B, r) movers that join
-    into: Tensor  # (B, r) the receiver each joins
+    staying: Tensor  # (B, n) old places in the new order: prefix, movers, receivers
+    joining: Tensor  # (B, r) old places
+    into: Tensor  # (B, r) the new place of the one each joins
 
 
 def match(keys: Tensor, r: int, *, prefix: int) -> Match:
     """The r best pairs of each image by the cosine of their keys (B, prefix + N, d); r is at most N // 2.
 
-    Without any prefix the movers that stay are in the order of their scores, as the authors' numbers are.
+    After the prefix, tokens at even places are movers and those at odd places receivers. Movers that stay are in the
+    order of their places; without any prefix in that of their scores, as the authors' numbers are.
     """
+    n, device = keys.shape[1], keys.device
+    first, second = prefix + prefix % 2, prefix + 1 - prefix % 2  # places of the first mover and the first receiver
     with torch.no_grad():
-        keys = F.normalize(keys[:, prefix:].float(), dim=-1)
-        movers, receivers = _turns(keys, prefix)
-        best, into = (movers @ receivers.transpose(1, 2)).max(dim=-1)  # (B, M)
+        keys = F.normalize(keys.float(), dim=-1)
+        best, into = (keys[:, first::2] @ keys[:, second::2].transpose(1, 2)).max(dim=-1)  # (B, M)
         order = best.argsort(dim=-1, descending=True)
         joining, rest = order[:, :r], order[:, r:]
         if prefix:
             rest = rest.sort(dim=-1).values
-        return Match(prefix, rest, joining, into.gather(1, joining))
-
-
-def _turns(x: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-    """Tokens after the prefix -> movers, those at even places of the whole, and receivers, at odd ones."""
-    return x[:, prefix % 2 :: 2], x[:, 1 - prefix % 2 :: 2]
+        whole = (torch.arange(prefix, device=device), torch.arange(second, n, 2, device=device))
+        before, receivers = (places.expand(keys.shape[0], -1) for places in whole)
+        staying = torch.cat([before, 2 * rest + first, receivers], dim=1)
+        return Match(staying, 2 * joining + first, into.gather(1, joining) + (prefix + rest.shape[1]))
 
 
 def merge(x: Tensor, sizes: Tensor | None, found: Match) -> tuple[Tensor, Tensor]:
-    """Tokens (B, P + N, C) and how many patches each holds (B, P + N, 1), None for one -> both, r tokens fewer.
+    """Tokens (B, N, C) and how many patches each holds (B, N, 1), None for one -> both, r tokens fewer.
 
-    The new order is prefix, movers that stay, receivers. A receiver becomes the mean weighted by the sizes.
+    One that was joined becomes the mean weighted by the sizes. Joins are a small product: a scatter in its place would
+    not be exact twice, and slow where it is exported.
     """
     if sizes is None:
         sizes = x.new_ones(x.shape[0], x.shape[1], 1, dtype=torch.float32)
-    p = found.prefix
-    movers, receivers = _turns(x[:, p:], p)
-    mover_sizes, receiver_sizes = _turns(sizes[:, p:], p)
-    places = torch.arange(receivers.shape[1], device=x.device)[:, None]
-    joins = (found.into[:, None] == places).float() * _rows(mover_sizes, found.joining).transpose(1, 2)  # (B, R, r)
-    new_sizes = receiver_sizes + joins.sum(-1, keepdim=True)
-    receivers = receivers * (receiver_sizes / new_sizes).to(x.dtype)
-    receivers = receivers + (joins / new_sizes).to(x.dtype) @ _rows(movers, found.joining)
-    tokens = torch.cat([x[:, :p], _rows(movers, found.rest), receivers], dim=1)
-    return tokens, torch.cat([sizes[:, :p], _rows(mover_sizes, found.rest), new_sizes], dim=1)
+    places = torch.arange(found.staying.shape[1], device=x.device)[:, None]
+    joins = (found.into[:, None] == places) * _rows(sizes, found.joining).transpose(1, 2)  # (B, n, r)
+    before = _rows(sizes, found.staying)
+    after = before + joins.sum(-1, keepdim=True)
+    kept = _rows(x, found.staying) * (before / after).to(x.dtype)  # 1 where nothing joins
+    return kept + (joins / after).to(x.dtype) @ _rows(x, found.joining), after
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
@@ -80,15 +75,11 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
 
 
-def moved(found: Match, count: int) -> Tensor:
-    """Where each of the `count` tokens before the merge is after it (B, count)."""
-    p, (batch, stay) = found.prefix, found.rest.shape
-    new = torch.arange(count, device=found.rest.device).repeat(batch, 1)
-    movers, receivers = _turns(new[:, p:], p)
-    receivers.copy_(torch.arange(p + stay, p + stay + receivers.shape[1], device=new.device).expand_as(receivers))
-    movers.scatter_(1, found.rest, torch.arange(p, p + stay, device=new.device).expand(batch, -1))
-    movers.scatter_(1, found.joining, p + stay + found.into)
-    return new
+def moved(found: Match) -> Tensor:
+    """Where each token from before the merge is after it (B, N)."""
+    new = torch.arange(found.staying.shape[1], device=found.staying.device).expand_as(found.staying)
+    count = new.shape[1] + found.into.shape[1]
+    return new.new_empty(len(new), count).scatter(1, found.staying, new).scatter(1, found.joining, found.into)
 
 
 def unmerge(tokens: Tensor, owner: Tensor) -> Tensor:
@@ -125,7 +116,7 @@ class MergingBlocks(Around):
             else:
                 x, found = self._attended(block, x, mask, r)
                 if owner is not None:
-                    owner = moved(found, x.shape[1]).gather(1, owner)
+                    owner = moved(found).gather(1, owner)
                 x, sizes = merge(x, sizes, found)
                 x = self.anatomy.halves.mlp(block, x)  # type: ignore[union-attr]
             if owner is not None:

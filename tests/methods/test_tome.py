@@ -55,7 +55,7 @@ def test_matching_and_merging(case: str) -> None:
     torch.testing.assert_close(merged.tolist(), wanted["merged_weighted"], atol=1e-6, rtol=0)
     torch.testing.assert_close(merged.tolist(), wanted["merged_mean"], atol=1e-6, rtol=0)  # all of size 1
     assert sizes[..., 0].tolist() == wanted["sizes"]
-    owner = tome.moved(found, 11)
+    owner = tome.moved(found)
     sources = nn.functional.one_hot(owner, merged.shape[1]).transpose(1, 2)
     assert sources.tolist() == wanted["source_matrix"]
     if prefix < 2:  # with two, the official function gives the distillation token another's values
@@ -130,7 +130,7 @@ def test_a_merged_token_is_the_mean_of_what_it_holds() -> None:
     sizes, owner, tokens = None, torch.arange(20).expand(2, -1), x
     for r in (5, 4, 3):
         found = tome.match(keys, r, prefix=1)
-        owner = tome.moved(found, tokens.shape[1]).gather(1, owner)
+        owner = tome.moved(found).gather(1, owner)
         tokens, sizes = tome.merge(tokens, sizes, found)
         keys = tokens[..., :4]
     holds = nn.functional.one_hot(owner, tokens.shape[1]).float().transpose(1, 2)  # (B, n, 20)
