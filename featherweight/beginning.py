@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import torch
@@ -10,8 +11,10 @@ from torch import nn
 
 from . import artifact, official, randomness
 from .errors import OptionError, shown
+from .methods import deit
 from .models import zoo
 from .recipe import ModelSpec
+from .surgery import apply
 from .work import Work
 
 
@@ -33,7 +36,7 @@ def start(spec: ModelSpec, work: Work) -> nn.Module:
 
 def _made(spec: ModelSpec, classes: int, work: Work) -> nn.Module:
     """A model of the table with random weights or those of a file, which may know another number of classes."""
-    model = zoo.create(spec.name, **{"num_classes": classes, **spec.config})
+    model = official.create(spec.name, **{"num_classes": classes, **spec.config})
     if spec.weights is None:
         return model
     file = official.read(spec.weights)
@@ -62,21 +65,44 @@ def _fitting(model: nn.Module, spec: ModelSpec, work: Work) -> nn.Module:
     raise OptionError("data", f"{text}; reset_head trains a new classifier")
 
 
+def check_teacher(work: Work, teacher: nn.Module) -> None:
+    """OptionError for a teacher that cannot take the pictures of this run, or knows other classes."""
+    if (count := _answers(teacher, work, where="teacher")) != len(work.data.classes):
+        text = f"answers with {count} classes, the data has {len(work.data.classes)}{_some(work.data.classes)}"
+        raise OptionError("teacher", f"{text}; train it on this data, or reset_head")
+
+
+def check_student(spec: ModelSpec, work: Work) -> None:
+    """OptionError for a model that cannot have a distillation token; one of the table is not built for it."""
+    model = work.given.get(spec.name)
+    if model is None and artifact.is_artifact(spec.name):
+        model = artifact.load(spec.name)
+    with contextlib.nullcontext() if model is not None else torch.device("meta"):
+        if model is None:
+            model = official.create(spec.name, **{"num_classes": len(work.data.classes), **spec.config})
+        try:
+            apply(model, deit.plan(model))
+        except (TypeError, LookupError, OptionError) as error:
+            said = error.text if isinstance(error, OptionError) else str(error.args[0] if error.args else error)
+            text = f"{type(model).__name__} cannot have a distillation token; use how: logits ({said})"
+            raise OptionError("how", text) from None
+
+
 def _some(names: tuple[str, ...]) -> str:
     listed = ", ".join(shown(name, limit=20) for name in names[:4])
     return f" ({listed}{', ...' if len(names) > 4 else ''})" if names else ""
 
 
-def _answers(model: nn.Module, work: Work) -> int:
+def _answers(model: nn.Module, work: Work, where: str = "model") -> int:
     """How many logits the model answers a picture of the data with."""
     (batch,) = work.batches("val", size=1, limit=1).epoch(0)
     try:
         with torch.inference_mode():
             logits = work.task.forward(model.eval(), batch)
-    except (RuntimeError, AssertionError) as error:  # what PyTorch and timm raise for shapes that do not fit
+    except (RuntimeError, AssertionError, ValueError) as error:  # what models raise for shapes that do not fit
         size = "x".join(map(str, batch["image"].shape[1:]))
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OptionError("model", f"cannot take a picture of {size}: {said}") from error
+        raise OptionError(where, f"cannot take a picture of {size}: {said}") from error
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        raise OptionError("model", "must answer with one tensor of logits (images, classes)")
+        raise OptionError(where, "must answer with one tensor of logits (images, classes)")
     return int(logits.shape[1])

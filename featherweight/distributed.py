@@ -57,6 +57,10 @@ class Team:
         """True everywhere if it is true anywhere."""
         return flag if self.world == 1 else any(bool(vote) for vote in self.gather(torch.tensor([float(flag)])))
 
+    def wait(self) -> None:
+        """Until all are here."""
+        self.any(False)
+
     def differs(self, number: int) -> bool:
         """Whether not all have the same number."""
         return len({int(theirs) for theirs in self.gather(torch.tensor([number]))}) > 1
@@ -92,9 +96,18 @@ def join(device: torch.device, timeout: float | None = None) -> Team:
     if not distributed.is_initialized():
         if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
             return Team()
+        if device.type == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         patience = timedelta(seconds=timeout) if timeout is not None else None
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
         atexit.register(_leave)
+    return Team(distributed.get_rank(), distributed.get_world_size())
+
+
+def here() -> Team:
+    """The team this process is in already; a team of one where none was joined."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return Team()
     return Team(distributed.get_rank(), distributed.get_world_size())
 
 

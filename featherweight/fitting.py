@@ -3,17 +3,24 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
+from . import distributed
+from .answers import remember
+from .data import Batches
 from .data.presets import augmentation, expanded
 from .data.transforms import Augment
-from .optim import adamw, cosine, sgd
+from .method import Batch, Task
+from .methods.distill import Distill
+from .optim import Optimizer, adamw, constant, cosine, official, scaled_lr, sgd
 from .recipe import Train
-from .train import Method, fit
+from .train import PRECISIONS, Method, fit
 from .work import Log, Work
 
 CHECKPOINT_EVERY = 50  # steps of training
@@ -27,35 +34,90 @@ def trained(
     images: int | None,
     lr: float | None,
     groups: Mapping[str, float] | None = None,
+    *,
+    cache: int | None = None,
+    answers: str | None = None,
 ) -> nn.Module:
-    """`fit` with the recipe's options; it goes on from the step's checkpoint where one is."""
+    """`fit` with the recipe's options; it goes on from the step's checkpoint where one is.
+
+    cache: epochs of augmentation, in which teachers are asked once; answers: where what they said is kept.
+    """
     given: Mapping[str, Any] = {"epochs": epochs, "images": images, "lr": lr}
     plan = dataclasses.replace(work.recipe.train, **{key: value for key, value in given.items() if value is not None})
-    known: dict[str, Any] = {"weight_decay": plan.weight_decay, "groups": groups}
-    optimizer = adamw(plan.lr, **known) if plan.optimizer == "adamw" else sgd(plan.lr, **known)
-    augment = augmented(plan, len(work.data.classes))
-    seen = work.batches("train", limit=plan.images, augment=augment)
+    device = torch.device(plan.device)
+    team = distributed.join(device, plan.timeout)
+    rate = plan.lr if plan.lr_batch is None else rate_of(plan, team.world)
+    order = {"repeats": plan.repeats, "sampler": plan.sampler, "cycle": cache}
+    seen = work.batches("train", limit=plan.images, augment=augmented(plan, len(work.data.classes)), **order)
     judge = work.batches("val", limit=plan.validate_images)
     work.tell(
         {"event": "train", "epochs": plan.epochs, "steps": seen.steps_per_epoch, "images": seen.samples_per_epoch}
     )
-    return fit(
-        model,
+    methods = [_placed(method, device) for method in methods]
+    if cache:
+        kept = {"folder": answers or work.place / "answers", "precision": PRECISIONS[plan.precision]}
+        methods = [_remembering(m, seen, work.task, fingerprint=work.data.fingerprint, **kept) for m in methods]
+    found = fit(
+        model if device.type == "cpu" else copy.deepcopy(model).to(device),
         seen,
         work.task,
         methods=tuple(methods),
-        optimizer=optimizer,
-        schedule=cosine(warmup=plan.warmup, min_ratio=plan.min_ratio),
+        optimizer=optimizer_of(plan, rate, groups),
+        schedule=schedule_of(plan, rate),
         epochs=plan.epochs,
         ema=plan.ema,
         clip=plan.clip,
         precision=plan.precision,
         seed=work.recipe.seed,
-        log=Log(work),
+        log=Log(work) if team.leads else None,
         checkpoint=work.place / "checkpoints",
         checkpoint_every=CHECKPOINT_EVERY,
-        validate=lambda m: work.task.evaluate(m, judge.epoch(0)),
+        validate=lambda m: work.task.evaluate(m, _moved(judge.epoch(0), device)),
+        parallel=plan.parallel,
+        timeout=plan.timeout,
     )
+    return found.cpu()
+
+
+def rate_of(plan: Train, world: int) -> float:
+    """The learning rate for all pictures of a step, where the recipe's is meant for `lr_batch` of them."""
+    return scaled_lr(plan.lr, batch_size=plan.batch_size, world=world, reference=plan.lr_batch or plan.batch_size)
+
+
+def optimizer_of(plan: Train, rate: float, groups: Mapping[str, float] | None) -> Optimizer:
+    known: dict[str, Any] = {"weight_decay": plan.weight_decay, "groups": groups, "decay": plan.decay}
+    return adamw(rate, **known) if plan.optimizer == "adamw" else sgd(rate, **known)
+
+
+def schedule_of(plan: Train, rate: float) -> Callable[[float], float]:
+    """The recipe's schedule; `warmup` and `min_ratio` are shares in each of them."""
+    if plan.schedule == "official":
+        whole = round(plan.warmup * plan.epochs)
+        return official(rate, plan.epochs, warmup_epochs=whole, min_lr=max(plan.min_ratio * rate, 1e-12))
+    if plan.schedule == "constant":
+        return constant(warmup=plan.warmup)
+    return cosine(warmup=plan.warmup, min_ratio=plan.min_ratio)
+
+
+def _placed(method: Method, device: torch.device) -> Method:
+    """The method with its teachers where the model will be."""
+    if device.type == "cpu" or not dataclasses.is_dataclass(method):
+        return method
+    parts = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    moved = {name: copy.deepcopy(part).to(device) for name, part in parts.items() if isinstance(part, nn.Module)}
+    return dataclasses.replace(method, **moved)
+
+
+def _remembering(method: Method, seen: Batches, task: Task, **known: Any) -> Method:
+    """A distilling method whose teacher is asked once."""
+    if not isinstance(method, Distill):
+        return method
+    return dataclasses.replace(method, teacher=remember(method.teacher, seen, task, **known))
+
+
+def _moved(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    for batch in batches:
+        yield {name: value.to(device) for name, value in batch.items()}
 
 
 def augmented(plan: Train, classes: int) -> Augment | None:

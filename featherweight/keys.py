@@ -16,6 +16,7 @@ from .options import describe
 from .recipe import ModelSpec, Step
 from .work import Work
 
+WITHOUT_EFFECT = ("workers", "timeout")  # of `train`: the same pictures and weights whatever they are
 OF_ALL = ("task", "model", "teacher", "data", "seed", "train", "budget")  # fields of a recipe every step depends on
 
 
@@ -23,6 +24,7 @@ def key_of(work: Work, step: Step) -> str:
     """A digest of the step, all before it, the data, the weights that were brought along, and the versions."""
     plan = work.recipe
     plain = recipe.plain(dataclasses.replace(plan, steps=(step,)))
+    plain["train"] = {name: value for name, value in plain["train"].items() if name not in WITHOUT_EFFECT}
     facts = {
         "before": work.key,
         "step": step.name,

@@ -43,16 +43,25 @@ class Train:
     images: Count | None = None  # per epoch; all of them unless given
     batch_size: BatchSize = 32
     lr: Rate = 5e-4
+    lr_batch: Count | None = None  # the batch `lr` is meant for, such as 512: it grows with batch_size times processes
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: Annotated[float, Within(0.0, 10.0)] = 0.05
+    decay: Literal["matrices", "official"] = "matrices"  # official: DeiT's code, which decays the distillation token
+    schedule: Literal["cosine", "constant", "official"] = "cosine"  # official: DeiT's code, by epoch and one behind
     warmup: Annotated[float, Within(0.0, 1.0)] = 0.05  # share of the steps
     min_ratio: Annotated[float, Within(0.0, 1.0)] = 0.01  # of lr, at the end of the cosine
     clip: Annotated[float, Within(0.0, 1e6, open_low=True)] | None = 1.0
     ema: Annotated[float, Within(0.0, 1.0, open_high=True)] | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     label_smoothing: Annotated[float, Within(0.0, 0.9)] = 0.0
-    augment: Mapping[str, Any] = field(default_factory=dict)  # fields of data.transforms.Augment
+    augment: Mapping[str, Any] = field(default_factory=dict)  # fields of data.transforms.Augment, or {preset: deit}
+    repeats: Annotated[int, Within(1, 64)] = 1  # how often an epoch shows a picture, each time augmented anew
+    sampler: Literal["full", "official"] = "full"  # official: DeiT's code, in whole runs of 256 pictures
+    workers: Annotated[int, Within(0, 256)] = 0  # threads that decode and augment ahead; the pictures stay the same
     validate_images: Count | None = None  # of the validation part, after each epoch
+    device: Literal["cpu", "cuda"] = "cpu"  # under torchrun each process takes a GPU of its own
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: each process has the whole model, or a share of it
+    timeout: Annotated[float, Within(0.0, 1e6, open_low=True)] | None = None  # seconds until a hung process is given up
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import __version__, artifact, data, files, measure, recipe
+from . import __version__, artifact, data, distributed, files, measure, recipe
+from .beginning import check_student
 from .binding import bind
 from .data import Data
 from .doors import yaml as strict_yaml
@@ -30,13 +30,14 @@ from .journal import write_metrics
 from .keys import key_of, weights_of
 from .models import zoo
 from .recipe import Budget, ModelSpec, Recipe, Step
+from .run_folder import held, silent, teller, threads
 from .runtime.preprocess import Preprocess
 from .tasks.classification import Classification, HuggingFace
 from .vetting import name_problem
 from .work import Tell, Work
 
-LONGEST_LINE = 4000  # characters of log.txt
 GIVEN = "the given model"
+ALONE = ("export", "measure", "report", "landscape")  # steps of the leading process, for which the others do not wait
 
 
 def run(
@@ -65,15 +66,16 @@ def run(
     for spec in (plan.model, plan.teacher):
         if spec and spec.weights not in (None, "shipped") and not weights_of(spec):
             raise InputError(spec.weights, "missing", "no such weights file; null begins with random weights")
-    with files.lock(folder), _threads(plan.threads):
-        files.clean_stale(folder)
-        tell = _teller(folder, progress)
+    team = distributed.join(torch.device(plan.train.device), plan.train.timeout)
+    if team.world > 1 and plan.budget is not None:
+        raise OptionError("budget", "is judged by one process: run this recipe without torchrun")
+    with team.watched(), held(folder, team), threads(plan.threads):
+        tell = teller(folder, progress) if team.leads else silent
         try:
             work = _begin(plan, folder, tell, given or {}, source, preprocess)
             for number, step in enumerate(plan.steps):
                 work = _do(work, step, number)
-            files.point(folder.parent / "latest", folder)
-            return _end(work)
+            return _end(work) if team.leads else work
         except (FeatherweightError, KeyboardInterrupt) as error:
             tell({"event": "stopped", "error": str(error) or type(error).__name__})
             raise
@@ -148,14 +150,23 @@ def _begin(
     counts = {part: len(images) for part in ("train", "val", "test") if (images := getattr(loaded, part)) is not None}
     about = {"name": loaded.name, "format": loaded.format, "classes": len(loaded.classes), "counts": counts}
     tell({"event": "data", **about, "skipped": len(loaded.skipped), "note": loaded.note})
+    if distributed.here().leads:
+        _described(plan, folder, loaded)
+    work = Work(plan, folder, loaded, _task(plan, loaded, given), preprocess or _preprocess(plan, given), tell, given)
+    if plan.model and any(s.name == "distill" and s.options.get("how", "token") == "token" for s in plan.steps):
+        check_student(plan.model, work)
+    return work
+
+
+def _described(plan: Recipe, folder: Path, loaded: Data) -> None:
+    """The run folder says what it is of; what other steps left there is cleared away."""
     files.publish(folder / "config.yaml", strict_yaml.write(recipe.plain(plan)).encode())
     environment = {**measure.machine(), "seed": plan.seed, "data": loaded.fingerprint}
-    environment["threads"] = torch.get_num_threads()
+    environment |= {"threads": torch.get_num_threads(), "processes": distributed.here().world}
     files.publish(folder / "env.json", (json.dumps(environment, indent=1, sort_keys=True, default=str) + "\n").encode())
     for old in folder.glob("steps/*"):  # of a recipe that had more steps, or others
-        if old.name not in {f"{number:02d}-{name}" for number, name in enumerate(names)}:
+        if old.name not in {f"{number:02d}-{step.name}" for number, step in enumerate(plan.steps)}:
             _clear(folder, old)
-    return Work(plan, folder, loaded, _task(plan, loaded, given), preprocess or _preprocess(plan, given), tell, given)
 
 
 def _load(plan: Recipe) -> Data:
@@ -192,11 +203,12 @@ def _do(work: Work, step: Step, number: int) -> Work:
     name = f"{number:02d}-{step.name}"
     key = key_of(work, step)
     work = dataclasses.replace(work, step=name, key=key)
-    mark = work.place / "key"
-    if work.place.exists() and (not mark.is_file() or mark.read_text() != key):
-        _clear(work.folder, work.place)
-    work.place.mkdir(parents=True, exist_ok=True)
-    files.publish(mark, key.encode())
+    team = distributed.here()
+    if team.leads:
+        _marked(work, key)
+    team.wait()
+    if not team.leads and step.name in ALONE:
+        return work
     about = {"name": step.name, "number": number, "of": len(work.recipe.steps), "options": dict(step.options)}
     work.tell({"event": "step", **about})
     try:
@@ -212,8 +224,18 @@ def _do(work: Work, step: Step, number: int) -> Work:
         return dataclasses.replace(work, left_out=(*work.left_out, text))
     except ValueError as error:
         raise _mistake(error, f"steps[{number}].{step.name}") from error
-    write_metrics(work.folder)
+    if team.leads:
+        write_metrics(work.folder)
     return judged(work, after) if work.recipe.budget and after.model is not work.model else after
+
+
+def _marked(work: Work, key: str) -> None:
+    """The step's folder, with its key in it; what another key left there is gone."""
+    mark = work.place / "key"
+    if work.place.exists() and (not mark.is_file() or mark.read_text() != key):
+        _clear(work.folder, work.place)
+    work.place.mkdir(parents=True, exist_ok=True)
+    files.publish(mark, key.encode())
 
 
 def _clear(folder: Path, step: Path) -> None:
@@ -231,6 +253,7 @@ def _mistake(error: Exception, where: str) -> Exception:
 
 def _end(work: Work) -> Work:
     """The final model in its own folder; the budget's verdict last, when everything is on the disk."""
+    files.point(work.folder.parent / "latest", work.folder)
     from .judge import check_budget
 
     if work.model is not None:
@@ -244,27 +267,3 @@ def _end(work: Work) -> Work:
     if work.recipe.budget is not None:
         check_budget(work)
     return work
-
-
-def _teller(folder: Path, progress: Tell | None) -> Tell:
-    """Tells the caller, and writes what is worth keeping into log.txt, one clean line each."""
-
-    def tell(event: Mapping[str, Any]) -> None:
-        if event["event"] != "step" or "loss" not in event:
-            line = json.dumps(event, default=str, ensure_ascii=True)
-            with (folder / "log.txt").open("a", encoding="utf-8") as log:
-                log.write(line[:LONGEST_LINE] + "\n")
-        if progress is not None:
-            progress(event)
-
-    return tell
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or measure.available_threads())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

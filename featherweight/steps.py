@@ -15,21 +15,20 @@ from typing import Annotated, Any, Literal
 from torch import nn
 
 from . import artifact
-from .beginning import start
+from .beginning import check_teacher, start
 from .binding import Filled, Ratio, Within
 from .errors import OptionError
 from .fitting import trained
 from .methods import prune as pruning
 from .methods.deit import TokenDistill
 from .methods.distill import DISTANCES, Distill
-from .methods.dynamicvit import DynamicViT, SparseBlocks
 from .methods.quantize import quantize as to_int8
 from .methods.refit import refit
 from .models import zoo
 from .recipe import Count, Epochs, ModelSpec, Rate
 from .steps_labels import token_labelling
 from .steps_recursion import depth, grouping, mixed_depth, recursion
-from .surgery import all_of
+from .steps_tokens import tokens
 from .work import Work, current, finished_stage
 
 
@@ -72,43 +71,25 @@ def distill(
     alpha: Ratio = 0.5,
     temperature: Annotated[float, Within(0.0, 1000.0, open_low=True)] = 1.0,
     restart: bool = True,
+    cache: Annotated[int, Within(1, 10_000)] | None = None,
+    answers: str | None = None,
     epochs: Epochs | None = None,
     images: Count | None = None,
     lr: Rate | None = None,
 ) -> Work:
-    """The same model taught by the teacher; with `restart` from where the baseline began, same schedule and seed."""
+    """The same model taught by the teacher; with `restart` from where the baseline began, same schedule and seed.
+
+    cache: the teacher is asked in so many epochs, whose pictures then come again; answers: the folder of what it said.
+    """
     if work.teacher is None:
         raise OptionError("distill", "there is no teacher yet: put a step `teacher` before it")
     kind = TokenDistill if how == "token" else Distill
     method = kind(work.teacher, alpha=alpha, temperature=temperature, distance=DISTANCES[distance])
     begin = work.origin if restart and work.origin is not None else current(work)
-    model = work.once("model", lambda: trained(work, begin, (method,), epochs, images, lr))
+    known: dict[str, Any] = {"cache": cache, "answers": answers}
+    check_teacher(work, work.teacher)
+    model = work.once("model", lambda: trained(work, begin, (method,), epochs, images, lr, **known))
     return finished_stage(dataclasses.replace(work, methods=(*work.methods, method)), f"{distance} distillation", model)
-
-
-def tokens(
-    work: Work,
-    *,
-    keep: Annotated[float, Within(0.0, 1.0, open_low=True)] = 0.7,
-    at: Annotated[Sequence[Annotated[int, Within(0, 1000)]], Filled()] | None = None,
-    ratio_weight: Annotated[float, Within(0.0, 1e6)] = 2.0,
-    distill_weight: Annotated[float, Within(0.0, 1e6)] = 0.5,
-    token_weight: Annotated[float, Within(0.0, 1e6)] = 0.5,
-    predictor_lr: Annotated[float, Within(0.0, 1e6, open_low=True)] = 10.0,
-    epochs: Epochs | None = None,
-    images: Count | None = None,
-    lr: Rate | None = None,
-) -> Work:
-    """Drop tokens (DynamicViT), taught by the model as it was; predictors learn `predictor_lr` times as fast."""
-    before = current(work)
-    if all_of(before, SparseBlocks):
-        raise LookupError("the model drops tokens already")
-    weights = {"ratio_weight": ratio_weight, "distill_weight": distill_weight, "token_weight": token_weight}
-    method = DynamicViT(copy.deepcopy(before).eval(), keep=keep, at=tuple(at) if at else None, **weights)
-    methods = (*work.methods, method)
-    groups = {"*.score_predictor.*": predictor_lr}
-    model = work.once("model", lambda: trained(work, before, methods, epochs, images, lr, groups))
-    return finished_stage(dataclasses.replace(work, methods=methods), f"tokens (keep {keep:g})", model)
 
 
 def prune(

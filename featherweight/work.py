@@ -18,6 +18,7 @@ from torch import nn
 
 from . import artifact, files, measure
 from .data import Batches, Data
+from .distributed import here
 from .doors import json as strict_json
 from .errors import OptionError
 from .journal import Journal
@@ -26,6 +27,7 @@ from .runtime.preprocess import Preprocess
 from .runtime.record import RECORD, Record
 from .train import Method
 
+TEMPORARY = ("checkpoints", "answers")  # folders of a step that are of no use once its model is there
 Tell = Callable[[Mapping[str, Any]], None]
 
 
@@ -78,8 +80,10 @@ class Work:
         """The folder of the step that is being done."""
         return self.folder / "steps" / self.step
 
-    def batches(self, part: str, *, limit: int | None = None, augment: Any = None, size: int | None = None) -> Batches:
-        """Batches of a part of the data; the training part in a shuffled order."""
+    def batches(
+        self, part: str, *, limit: int | None = None, augment: Any = None, size: int | None = None, **more: Any
+    ) -> Batches:
+        """Batches of a part of the data; the training part in a shuffled order. more: options of `Batches`."""
         images = getattr(self.data, part)
         if images is None:
             raise OptionError("data", f"has no {part} part, which this step needs")
@@ -91,6 +95,8 @@ class Work:
             shuffle=part == "train",
             augment=augment or None,
             limit=limit,
+            workers=self.recipe.train.workers,
+            **more,
         )
 
     def once(self, name: str, make: Callable[[], nn.Module], *, spec: ModelSpec | None = None) -> nn.Module:
@@ -101,8 +107,10 @@ class Work:
             model = artifact.load(folder, base=self._base(folder, spec or self.recipe.model))
         else:
             model = make()
-            artifact.save(model, folder, classes=self.data.classes, preprocess=self.preprocess)
-        shutil.rmtree(self.place / "checkpoints", ignore_errors=True)
+            if here().leads:
+                artifact.save(model, folder, classes=self.data.classes, preprocess=self.preprocess)
+        for name in TEMPORARY if here().leads else ():
+            shutil.rmtree(self.place / name, ignore_errors=True)
         return model
 
     def once_data(self, name: str, make: Callable[[], Any]) -> Any:

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tiny_runs
 import tiny_training as tiny
 import torch
 from torch import nn
 
-from featherweight import checkpoint, optim, train
+from featherweight import checkpoint, optim, runs, train
 from featherweight.data.transforms import Augment
 from featherweight.distributed import Lost
 from featherweight.errors import InputError
@@ -151,6 +152,17 @@ class Hang(train.Method):
             os._exit(0)
 
 
+def recipe(folder: Path) -> None:
+    """A whole recipe, and once more: then everything is there."""
+    tiny_runs.fitting.CHECKPOINT_EVERY = tiny_runs.EVERY
+    for time_ in ("first", "second"):
+        told = tiny_runs.Told()
+        work = runs.run(tiny_runs.training(**{"train.lr_batch": 16}), project=folder, progress=told)
+        (folder / f"{time_}-{rank()}.txt").write_text("\n".join(str(event) for event in told.events))
+    assert work.model is not None
+    save(work.model, folder / f"model-{rank()}")
+
+
 def hung(folder: Path) -> None:
     """A run whose second process hangs."""
     try:
@@ -168,7 +180,7 @@ def main(command: str, folder: Path, variables: Mapping[str, str]) -> None:
     """The command, in the place among several processes that the variables give."""
     os.environ.update(variables)
     torch.set_num_threads(1)
-    {"compare": compare, "killed": killed, "sharded": sharded, "hung": hung}[command](folder)
+    {"compare": compare, "killed": killed, "sharded": sharded, "recipe": recipe, "hung": hung}[command](folder)
 
 
 if __name__ == "__main__":

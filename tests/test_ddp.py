@@ -160,3 +160,15 @@ def test_a_killed_process_is_started_again_and_ends_in_the_same_bits(done: Path,
     assert (tmp_path / "killed" / "died").exists()
     for rank in (0, 1):
         assert equal(weights(tmp_path / f"killed-{rank}"), weights(done / "whole-0"))
+
+
+def test_a_recipe_is_carried_out_by_two_processes_and_written_by_one(tmp_path: Path) -> None:
+    launch("recipe", tmp_path)
+    assert (tmp_path / "model-0").read_bytes() == (tmp_path / "model-1").read_bytes()
+    first, second, silent = ((tmp_path / f"{name}.txt").read_text() for name in ("first-0", "second-0", "first-1"))
+    assert "'event': 'train'" in first
+    assert "'lr': 0.0019" in first, "it grew with the number of processes"
+    assert "found as it was left" in second
+    assert "'event': 'train'" not in second
+    assert silent == ""
+    assert '"processes": 2' in (tmp_path / "tiny" / "env.json").read_text()

@@ -13,6 +13,7 @@ import dataclasses
 import inspect
 import re
 import sys
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -54,6 +55,8 @@ def kind(hint: Any) -> str:
     if origin is typing.Literal:
         names = [f"`{part}`" for part in parts]
         return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    if origin in (typing.Union, types.UnionType) and type(None) not in parts:
+        return " or ".join(kind(part) for part in parts)
     if type(None) in parts:
         return f"{' or '.join(kind(part) for part in parts if part is not type(None))}, or nothing"
     if origin is not None and origin is not dict and issubclass(origin, Mapping):
