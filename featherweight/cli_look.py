@@ -89,13 +89,17 @@ def list_(
 
 def _models() -> list[tuple[str, ...]]:
     from featherweight.models import zoo
+    from featherweight.tables import millions
 
-    rows = [("name", "family", "input", "weights", "what", "top-1 as reported")]
+    rows = [("name", "family", "input", "M params", "MMACs", "weights", "what", "top-1 as reported")]
+    counts = zoo.counts()
     for name, entry in zoo.ZOO.items():
         size = " x ".join(map(str, entry.preprocess.size))
         reported = f"{entry.reported_top1} % ({entry.source})" if entry.reported_top1 else ""
-        rows.append((name, entry.family, size, "shipped" if entry.shipped else "", entry.says, reported))
-    return [*rows, ("timm:NAME", "timm", "", "", "any model of timm's, where it is installed", "")]
+        params, macs = f"{counts[name]['params'] / 1e6:.2f}", millions(counts[name]["macs"])
+        family = entry.family.partition(":")[0]
+        rows.append((name, family, size, params, macs, "shipped" if entry.shipped else "", entry.says, reported))
+    return [*rows, ("timm:NAME", "timm", "", "", "", "", "any model of timm's, where it is installed", "")]
 
 
 def _methods() -> list[tuple[str, ...]]:

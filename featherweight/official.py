@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from .checkpoint import pack, tensors_of, unpack
 from .doors import checkpoint as door
 from .doors.stored import Stored
 from .errors import InputError, OptionError, shown
+from .methods import dynamicvit
 from .models import positions, zoo
 from .surgery import apply, edits_of
 
@@ -54,7 +55,8 @@ def note(text: str) -> None:
 def create(
     name: str,
     *,
-    weights: str | Path | None = None,
+    weights: str | Path | File | None = None,
+    keep: float | Sequence[float] | None = None,
     ema: bool = False,
     resize: str = "auto",
     strict: bool = True,
@@ -63,11 +65,18 @@ def create(
 ) -> nn.Module:
     """A model by its name (`deit_small_patch16_224`), family (`vit`) or source (`timm:NAME`), in evaluation mode.
 
-    config: fields of the family's configuration, such as num_classes and image_size. weights: a file of ours or of the
-    authors; `ema`, `resize` and `strict` as in `load`. Raises OptionError for an unknown name or field, InputError for
-    a file that does not fit.
+    config: fields of the family's configuration, such as num_classes and image_size. keep: the rate of a DynamicViT,
+    which files do not tell; the one in the table unless given. weights: a file of ours or of the authors; `ema`,
+    `resize` and `strict` as in `load`. Raises OptionError for an unknown name or field, InputError for a file that does
+    not fit.
     """
     model = zoo.create(name, **config)
+    line = zoo.find(name)
+    if line is not None and line.keep is not None:
+        share = line.keep if keep is None else keep
+        model = apply(model, dynamicvit.plan(model, keep=share, at=line.places, stage=line.stage))
+    elif keep is not None:
+        raise OptionError("keep", f"is for a DynamicViT, such as dynamicvit_deit_small; {shown(name)} keeps all tokens")
     if weights is not None:
         model = load(model, weights, ema=ema, resize=resize, strict=strict, tell=tell)
     return model.eval()
@@ -157,7 +166,7 @@ def resized(model: nn.Module, image_size: int | tuple[int, int], *, kernel: str 
     state = {}
     for key, tensor in tensors_of(model).items():
         fits = _last(key) != POSITIONS
-        state[key] = tensor if fits else _moved(tensor, grid, _prefix(model), old, kernel)
+        state[key] = tensor if fits else _moved(tensor, grid, getattr(model, "num_prefix_tokens", 0), old, kernel)
     new.load_state_dict(state)
     return new.train(model.training)
 
@@ -247,7 +256,7 @@ def _another_grid(key: str, tensor: Stored, model: nn.Module) -> bool:
     grid = _grid(model)
     if _last(key) != POSITIONS or len(tensor.shape) != 3 or grid is None:
         return False
-    square = positions.square(tensor.shape[1] - _prefix(model))
+    square = positions.square(tensor.shape[1] - getattr(model, "num_prefix_tokens", 0))
     return square is not None and square != grid
 
 
@@ -257,7 +266,7 @@ def _resized(tensor: Stored, model: nn.Module, kernel: str, path: str | Path) ->
         raise InputError(path, "shape_mismatch", f"{POSITIONS} has shape {tensor.shape}, which this model cannot take")
     (old,) = unpack({"x": tensor}).values()
     try:
-        return pack({"x": _moved(old, grid, _prefix(model), None, kernel)})["x"]
+        return pack({"x": _moved(old, grid, getattr(model, "num_prefix_tokens", 0), None, kernel)})["x"]
     except OptionError as error:
         raise InputError(path, "shape_mismatch", str(error)) from None
 
@@ -273,10 +282,6 @@ def _grid(model: nn.Module) -> tuple[int, int] | None:
     if grid is None and (embed := getattr(model, "patch_embed", None)) is not None:
         grid = getattr(embed, "grid_size", None)  # timm's
     return None if grid is None else (int(grid[0]), int(grid[1]))
-
-
-def _prefix(model: nn.Module) -> int:
-    return int(getattr(model, "num_prefix_tokens", 0))
 
 
 def _is_head(key: str) -> bool:

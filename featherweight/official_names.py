@@ -48,9 +48,11 @@ def as_linear(tensor: Stored, ndim: int) -> Stored:
 
 def hint(tensors: Mapping[str, Any], model: nn.Module) -> str:
     """What the file is instead, as far as its names and shapes tell; or nothing."""
-    if any("score_predictor." in key for key in tensors) and not any("score_predictor" in k for k in of(model)):
+    sparse = any("score_predictor." in key for key in tensors)
+    plain = {key: tensor for key, tensor in tensors.items() if "score_predictor." not in key}
+    fits = list(_fitting(plain, sparse=sparse))
+    if sparse and not fits and not any("score_predictor" in name for name in of(model)):
         return "it is a DynamicViT's: sparsify the model first (methods.dynamicvit.plan), then load it"
-    fits = list(_fitting(tensors))
     return f"it fits {', '.join(fits[:3])}" if fits else ""
 
 
@@ -65,14 +67,16 @@ def _plain(key: str, around: list[str]) -> str:
     return key
 
 
-def _fitting(tensors: Mapping[str, Any]) -> Iterator[str]:
-    """Names of the table whose tensors are these, but for the number of classes."""
-    for name in zoo.ZOO:
+def _fitting(tensors: Mapping[str, Any], *, sparse: bool) -> Iterator[str]:
+    """Names of the table whose tensors, predictors apart, are these but for the number of classes; timm's are not."""
+    for name, line in zoo.ZOO.items():
+        if line.family.startswith("timm:") or (line.keep is not None) != sparse:
+            continue
         with torch.device("meta"):
             model = zoo.create(name)
         own, names = model.state_dict(), of(model)
-        theirs = {ours(key, names): tensor for key, tensor in tensors.items()}
-        if own.keys() == theirs.keys() and all(_alike(theirs[key].shape, own[key].shape) for key in own):
+        mine = {ours(key, names): tensor.shape for key, tensor in tensors.items()}
+        if mine.keys() == own.keys() and all(_alike(shape, own[key].shape) for key, shape in mine.items()):
             yield name
 
 

@@ -133,7 +133,7 @@ def module(source: Source, *, untrained: bool = False, **config: Any) -> nn.Modu
 
     untrained: whether a name may stand for random weights. config: overrides for a name (`num_classes`).
     """
-    from featherweight import artifact
+    from featherweight import artifact, official
     from featherweight.models import zoo
 
     if source.backend != NEEDS_TORCH:
@@ -143,16 +143,15 @@ def module(source: Source, *, untrained: bool = False, **config: Any) -> nn.Modu
     if not source.name.startswith("timm:") and zoo.entry(source.name).shipped and not config:
         return artifact.load(zoo.shipped_weights(source.name))
     if not untrained:
-        zoo.create(source.name, **config)  # an unknown name is the nearer mistake
+        official.create(source.name, **config)  # an unknown name is the nearer mistake
         name = shown(source.name)
         text = f"{name} is a name without weights; train it first, or give its weights file with --arch {name}"
         raise OptionError("model", text)
-    return zoo.create(source.name, **config).eval()
+    return official.create(source.name, **config)
 
 
 def _loaded(source: Source) -> nn.Module:
     from featherweight import artifact, official
-    from featherweight.models import zoo
 
     path = source.path
     if path is None or path.is_dir() or (path.suffix == ".safetensors" and source.arch is None):
@@ -161,10 +160,10 @@ def _loaded(source: Source) -> nn.Module:
         text = f"is missing: {shown(path)} holds weights only; say whose, for instance --arch deit_tiny"
         raise OptionError("arch", text)
     file = official.read(path)
-    outline = zoo.create(source.arch)
+    outline = official.create(source.arch)
     theirs = official.classes_of(file, outline)
     if theirs is not None:
-        outline = zoo.create(source.arch, num_classes=theirs)
+        outline = official.create(source.arch, num_classes=theirs)
     return official.load(outline, file).eval()
 
 

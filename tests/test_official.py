@@ -168,6 +168,12 @@ def test_a_file_of_another_model_is_recognized(tmp_path: Path) -> None:
     path = written(tmp_path, {"model": state})
     with pytest.raises(InputError, match="it fits deit_tiny_distilled_patch16_224"):
         featherweight.create("deit_tiny_patch16_224", weights=path)
+    with torch.device("meta"):
+        sparse = featherweight.create("dynamicvit_deit_256")
+    names = official.official_names.of(sparse)
+    theirs = {key: torch.zeros(sparse.state_dict()[mine].shape) for key, mine in names.items()}
+    with pytest.raises(InputError, match="it fits dynamicvit_deit_256"):
+        featherweight.create("deit_small", weights=written(tmp_path, theirs))
 
 
 @torch.no_grad()

@@ -24,6 +24,9 @@ class Entry:
     source: str = ""
     shipped: bool = False  # weights of our own come with the package
     aliases: tuple[str, ...] = field(default=())
+    keep: float | None = None  # DynamicViT: the rate ...
+    places: tuple[int, ...] = ()  # ... and before which blocks; `official.create` puts the predictors in
+    stage: int | None = None  # of ConvNeXt and Swin, counted from 1
 
 
 def _deit(size: str, dim: int, heads: int, image: int, distilled: bool, top1: float) -> Entry:
@@ -148,10 +151,61 @@ _DIGITS = {
 }
 
 
+_SMALLER = Preprocess(size=(32, 32), resize="exact", mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
+_TOKENS_16 = {
+    "image_size": (32, 32),
+    "patch_size": 8,
+    "embed_dim": 64,
+    "depth": 6,
+    "num_heads": 2,
+    "mlp_ratio": 2.0,
+    "init": "xavier",
+    "num_classes": 10,
+}
+_CIFAR = {  # of the study of the papers' claims: a training takes minutes on one core
+    "vit_cifar": Entry("vit", {**_TOKENS_16, "stem": "conv"}, _SMALLER, "the study's student: 16 tokens"),
+    "lvvit_cifar": Entry("lvvit", {**_TOKENS_16, "stem_width": 16}, _SMALLER, "the same in LV-ViT's form"),
+    "resnet_cifar": Entry(
+        "resnet",
+        {"image_size": (32, 32), "widths": (16, 32, 64), "depths": (1, 1, 1), "stem": "small", "num_classes": 10},
+        _SMALLER,
+        "the study's teacher",
+    ),
+}
+
+
 def _resnet(depths: tuple[int, ...], top1: float) -> Entry:
     bilinear = replace(IMAGENET, interpolation="bilinear")
     return Entry("resnet", {"depths": depths}, bilinear, "as torchvision's", top1, "torchvision's table")
 
+
+def _dynamic(family: str, config: Mapping[str, Any], places: tuple[int, ...], top1: float) -> Entry:
+    return Entry(
+        family,
+        config,
+        IMAGENET,
+        "DynamicViT, keeps 0.7 of the tokens at each stage",
+        top1,
+        "Rao 2021, the DynamicViT repository's table",
+        keep=0.7,
+        places=places,
+        stage=3 if family.startswith("timm:") else None,
+    )
+
+
+_DYNAMIC = {
+    "deit_256": _dynamic("vit", {"embed_dim": 256, "num_heads": 4}, (3, 6, 9), 76.53),
+    "deit_small": _dynamic("vit", {"embed_dim": 384, "num_heads": 6}, (3, 6, 9), 79.32),
+    "deit_base": _dynamic("vit", {"embed_dim": 768, "num_heads": 12}, (3, 6, 9), 81.43),
+    "lvvit_s": _dynamic("lvvit", _lvvit("s", 224, None).config, (4, 8, 12), 83.08),
+    "lvvit_m": _dynamic("lvvit", _lvvit("m", 224, None).config, (5, 10, 15), 83.82),
+    "convnext_tiny": _dynamic("timm:convnext_tiny", {}, (1, 2, 3), 81.59),
+    "convnext_small": _dynamic("timm:convnext_small", {}, (3, 6, 9), 82.57),
+    "convnext_base": _dynamic("timm:convnext_base", {}, (3, 6, 9), 83.45),
+    "swin_tiny": _dynamic("timm:swin_tiny_patch4_window7_224", {}, (1, 2, 3), 80.91),
+    "swin_small": _dynamic("timm:swin_small_patch4_window7_224", {}, (2, 4, 6), 83.21),
+    "swin_base": _dynamic("timm:swin_base_patch4_window7_224", {}, (2, 4, 6), 83.43),
+}
 
 ZOO: dict[str, Entry] = {
     **{f"deit_{line[0]}_{'distilled_' if line[4] else ''}patch16_{line[3]}": _deit(*line) for line in _DEITS},
@@ -160,7 +214,9 @@ ZOO: dict[str, Entry] = {
         "_".join(["sret", *filter(None, [n, form]), *([str(i)] * (i != 224))]): _sret(n, form, i, top1)
         for n, form, i, top1 in _SRETS
     },
+    **{f"dynamicvit_{name}": line for name, line in _DYNAMIC.items()},
     **_DIGITS,
+    **_CIFAR,
     "resnet18": _resnet((2, 2, 2, 2), 69.8),
     "resnet34": _resnet((3, 4, 6, 3), 73.3),
 }

@@ -8,6 +8,7 @@ numbers are bounded, nothing is imported because a file says so. `timm:NAME` bui
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -60,12 +61,23 @@ def known() -> tuple[str, ...]:
     return tuple(sorted([*ZOO, *_ALIASES]))
 
 
+def find(name: str) -> Entry | None:
+    """The table's line of a name or alias, if there is one."""
+    return ZOO.get(_ALIASES.get(name, name))
+
+
 def entry(name: str) -> Entry:
     """The table's line; OptionError with a suggestion for an unknown name."""
-    found = ZOO.get(_ALIASES.get(name, name))
+    found = find(name)
     if found is None:
         raise OptionError("model", f"no {name!r}; {closest(name, known())}Known: {', '.join(known())}, timm:NAME")
     return found
+
+
+def counts() -> dict[str, dict[str, int]]:
+    """name -> params and macs (of one picture) of each line of the table, as `tools/count_models.py` counted them."""
+    text = (files("featherweight") / "models" / "counts.json").read_text()
+    return {name: {kind: int(count) for kind, count in found.items()} for name, found in json.loads(text).items()}
 
 
 def check(name: str, **config: Any) -> None:
@@ -74,6 +86,9 @@ def check(name: str, **config: Any) -> None:
         _check_timm(name.removeprefix("timm:"), config)
         return
     line = entry(name)
+    if line.family.startswith("timm:"):
+        _check_timm(line.family.removeprefix("timm:"), {**line.config, **config})
+        return
     fields = FAMILIES[line.family][1]
     _check(config, fields, line.family)
     fields(**{**line.config, **config})
@@ -82,7 +97,8 @@ def check(name: str, **config: Any) -> None:
 def create(name: str, **config: Any) -> nn.Module:
     """The model of a name, a family or timm's, with random weights; `config` sets fields of its configuration.
 
-    `create("timm", architecture=NAME)` is `create("timm:NAME")`.
+    `create("timm", architecture=NAME)` is `create("timm:NAME")`. Of a DynamicViT this is the model that drops no tokens
+    yet; `featherweight.create` makes it drop them.
     """
     if name == "timm":
         name = f"timm:{config.pop('architecture', '')}"
@@ -123,8 +139,8 @@ def preprocess_of(name: str, model: nn.Module | None = None, config: Mapping[str
         own: Any = (config or {}).get("img_size")
         found = _timm_preprocess(model if model is not None else create(name, **(config or {})))
         return found if own is None else replace(found, size=(own, own) if isinstance(own, int) else tuple(own))
-    if _ALIASES.get(name, name) in ZOO:
-        found = entry(name).preprocess
+    if (line := find(name)) is not None:
+        found = line.preprocess
         size: Any = (config or {}).get("image_size")
         return found if size is None else replace(found, size=(size, size) if isinstance(size, int) else tuple(size))
     own = getattr(getattr(model, "config", None), "image_size", (224, 224))

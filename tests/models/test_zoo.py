@@ -9,7 +9,10 @@ import json
 import pytest
 import torch
 
+import featherweight
+from featherweight import counting
 from featherweight.errors import OptionError
+from featherweight.methods.token_scores import one_sparse
 from featherweight.models import zoo
 
 TINY = {"image_size": (16, 16), "patch_size": 8, "num_classes": 3, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -29,7 +32,33 @@ def test_every_line_of_the_table_can_be_built_and_says_what_it_is(name: str) -> 
     assert zoo.base_of(again) == base
     assert line.says
     assert (line.reported_top1 is None) == (line.source == "")
-    assert tuple(model.config.image_size) == tuple(line.preprocess.size)
+    if not line.family.startswith("timm:"):
+        assert tuple(model.config.image_size) == tuple(line.preprocess.size)
+
+
+COUNTED = ("deit_tiny_patch16_224", "dynamicvit_deit_256", "vit_digits")
+
+
+@pytest.mark.parametrize("name", [n if n in COUNTED else pytest.param(n, marks=pytest.mark.slow) for n in zoo.ZOO])
+def test_the_counts_in_the_table_are_counted(name: str) -> None:
+    with torch.device("meta"):
+        model = featherweight.create(name)
+        picture = torch.zeros(1, 3, *zoo.entry(name).preprocess.size)
+    found = {"params": counting.parameters(model), "macs": counting.macs(model, picture)}
+    assert zoo.counts()[name] == found
+
+
+def test_every_line_of_the_table_has_counts() -> None:
+    assert list(zoo.counts()) == list(zoo.ZOO)
+
+
+def test_a_dynamicvit_drops_tokens_at_the_rate_of_the_table_or_another() -> None:
+    with torch.device("meta"):
+        assert zoo.find("dynamicvit_deit_256").places == (3, 6, 9)  # type: ignore[union-attr]
+        shares = [one_sparse(featherweight.create("dynamicvit_deit_256", **k)).keep for k in ({}, {"keep": 0.5})]
+    assert shares[0] == ((3, 0.7), (6, 0.7**2), (9, 0.7**3)) and shares[1] == ((3, 0.5), (6, 0.25), (9, 0.125))
+    with pytest.raises(OptionError, match=r"keep: is for a DynamicViT, .*; deit_tiny keeps all tokens"):
+        featherweight.create("deit_tiny", keep=0.5)
 
 
 def test_an_alias_is_the_same_model() -> None:
