@@ -40,7 +40,8 @@ def token_labelling(
 ) -> Work:
     """Every token learns what the teacher says of its place, or the picture's label; `restart`: as the baseline began.
 
-    Labels are smoothed as much as the recipe says.
+    Labels are smoothed as much as the recipe says. Later trainings go on with it, but for mix-token, of which the
+    teachers of other methods do not know.
     """
     options: dict[str, Any] = {"cls_weight": cls_weight, "dense_weight": dense_weight, "mix_token": mix_token}
     options |= {"truth_if_agree": truth_if_agree, "truth_if_not": truth_if_not, "official": official}
@@ -49,7 +50,8 @@ def token_labelling(
     begin = work.origin if restart and work.origin is not None else current(work)
     model = work.once("model", lambda: trained(work, begin, (method,), epochs, images, lr))
     title = f"token labels ({labels}{', mixed' if mix_token else ''})"
-    return finished_stage(dataclasses.replace(work, methods=(*work.methods, method)), title, model)
+    later = dataclasses.replace(method, mix_token=False)
+    return finished_stage(dataclasses.replace(work, methods=(*work.methods, later)), title, model)
 
 
 def _maps(work: Work, top_k: int) -> label_maps.LabelMaps:

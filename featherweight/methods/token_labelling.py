@@ -96,26 +96,32 @@ class TokenLabelling(Method):
             label, token_labels = self.targets(run.batch, tokens.shape[1], tokens.shape[2])
             label = mixed(label, aside.box, tokens.shape[1])
         own = {name: term for name, term in terms.items() if name not in run.task_terms}
-        return {
-            "task": self.cls_weight * soft_cross_entropy(run.output, label),
-            **own,
-            "tokens": self.dense_weight * soft_cross_entropy(tokens, token_labels),
-        }
+        terms = {"task": self.cls_weight * soft_cross_entropy(run.output, label), **own}
+        if token_labels is not None:
+            terms["tokens"] = self.dense_weight * soft_cross_entropy(tokens, token_labels)
+        return terms
 
     def finish(self, model: nn.Module) -> nn.Module:
         """A copy that mixes nothing, as no other loss knows of it."""
         return _mixing(model, False)
 
-    def targets(self, batch: Batch, count: int, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Labels of the class token (B, K) and of `count` tokens (B, N or 1, K), before mix-token."""
+    def targets(self, batch: Batch, count: int, num_classes: int) -> tuple[Tensor, Tensor | None]:
+        """Labels of the class token (B, K) and of `count` tokens (B, N or 1, K), before mix-token.
+
+        Tokens that are not the whole grid, as some were dropped or merged, have no place and no labels of maps.
+        """
         truth = smoothed(batch["label"], num_classes, self.smoothing)
         if self.labels is None:
             label = batch.get("soft_label", truth).float()
             return label, label[:, None]
-        label, tokens = self._from_maps(self.labels, batch, grid_of(count, batch["image"]))
+        try:
+            grid = grid_of(count, batch["image"])
+        except OptionError:
+            grid = None
+        label, tokens = self._from_maps(self.labels, batch, grid)
         return blended(label, truth, self.truth_if_agree, self.truth_if_not), tokens
 
-    def _from_maps(self, maps: LabelMaps, batch: Batch, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _from_maps(self, maps: LabelMaps, batch: Batch, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor | None]:
         """The class token's labels (B, K) and the tokens' (B, N, K), as the teacher has them."""
         if "soft_label" in batch:
             text = "mixup and cutmix change what is where, and label maps cannot follow: leave them out"
@@ -126,12 +132,12 @@ class TokenLabelling(Method):
         where = batch["geometry"], batch["crop"]
         geometry, crop = transposed(*where) if self.official else where
         sure = 1 - self.smoothing + (self.smoothing / maps.num_classes if self.official else 0.0)
-        label, tokens = (
-            cropped(scores, classes, geometry, crop, cells, maps.num_classes).softmax(1).transpose(1, 2) * sure
-            + self.smoothing / maps.num_classes
-            for cells in ((1, 1), grid)
-        )
-        return label[:, 0], tokens
+
+        def cut(cells: tuple[int, int]) -> Tensor:
+            logits = cropped(scores, classes, geometry, crop, cells, maps.num_classes)
+            return logits.softmax(1).transpose(1, 2) * sure + self.smoothing / maps.num_classes
+
+        return cut((1, 1))[:, 0], None if grid is None else cut(grid)
 
     def _check_classes(self, model: nn.Module, known: int) -> None:
         try:

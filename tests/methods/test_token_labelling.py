@@ -360,6 +360,25 @@ def test_without_maps_each_token_learns_its_pictures_label() -> None:
     assert torch.equal(TokenLabelling().targets({**batch, "soft_label": soft}, 16, CLASSES)[0], soft)
 
 
+def test_tokens_that_lost_their_place_are_not_taught_by_maps() -> None:
+    batch = next(Batches(Pictures(), FIT, batch_size=4).epoch(0))
+    heads = AuxLogits().train()
+    heads(torch.zeros(4, CLASSES), torch.zeros(4, 11, CLASSES))
+    run = Pass(heads, batch, torch.zeros(4, CLASSES), lambda model: None, 0.0, ("task",))
+    assert set(TokenLabelling(perfect(Pictures())).loss({}, run)) == {"task"}
+    assert set(TokenLabelling().loss({}, run)) == {"task", "tokens"}  # a picture's label needs no place
+
+
+def test_it_goes_with_dropping_tokens(tmp_path: Path) -> None:
+    maps = made(tmp_path / "maps", source=data(8))
+    batches = Batches(data(8).train, FIT, batch_size=4)
+    for train in ("mask", "gather"):
+        methods = [TokenLabelling(maps, mix_token=False), dynamicvit.DynamicViT(LVVIT.make(), train=train)]
+        rows: list[dict[str, object]] = []
+        fit(LVVIT.make(), batches, LVVIT.task, methods=methods, log=rows.append)
+        assert {"task", "ratio"} <= set(rows[0]["terms"])  # type: ignore[call-overload]
+
+
 def test_with_nothing_to_teach_the_tokens_it_is_plain_training() -> None:
     plain = fit(LVVIT.make(), Images(), LVVIT.task, epochs=1)
     method = TokenLabelling(dense_weight=0.0, mix_token=False, smoothing=0.0)
