@@ -60,7 +60,8 @@ def stand_in(
         elif rule is not None:
             state[key] = rule(key, shape)
         elif any(part in key for part in keep):
-            state[key] = own[official_names.ours(key, names)].clone()
+            mine = own.get(official_names.ours(key, names))  # an index table that timm computes is in no file of ours
+            state[key] = torch.zeros(shape, dtype=getattr(torch, dtype)) if mine is None else mine.clone()
         else:
             state[key] = fill.tensor(key, shape, getattr(torch, dtype))
         if key in scaled:
