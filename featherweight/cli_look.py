@@ -118,6 +118,8 @@ def _data() -> list[tuple[str, ...]]:
         ("FOLDER", "train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg alone"),
         ("FILE.parquet", "columns image and label, or a folder of such files"),
         ("FILE.csv", "columns path and label"),
+        ("train-{0000..0099}.tar", "WebDataset shards with .jpg or .png and .cls or .json, or a folder of them"),
+        ("FOLDER", "what save_to_disk of the Hugging Face datasets library wrote"),
     ]
 
 

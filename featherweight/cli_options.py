@@ -27,7 +27,7 @@ Data = Annotated[
     str,
     Parameter(
         name=("--data", "--data-dir", "--dataset", "-d"),
-        help="digits, a folder of class folders, a parquet or a CSV of paths",
+        help="digits, a folder of class folders, a parquet, a CSV of paths, tar shards or a saved Hugging Face set",
     ),
 ]
 Sets = Annotated[

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where pictures and labels come from: the digits that need no file, a folder of class folders, a parquet, a CSV."""
+"""Where pictures and labels come from: the digits that need no file, a folder of class folders, tables, shards."""
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from featherweight.data import digits, folder, parquet, tables
+from featherweight.data import digits, folder, huggingface, parquet, shards, tables
 from featherweight.data.batches import Batches
 from featherweight.data.memory import Held
 from featherweight.data.parts import Data, Images, Listing, Skipped, TooManyBad, assemble
@@ -23,9 +24,11 @@ __all__ = ["Augment", "Batches", "Data", "Images", "Skipped", "TooManyBad", "des
 BUILT_IN = ("digits",)
 
 
-def load(source: str | Path, *, max_bad: float = 0.01, seed: int = 0, **options: Any) -> Data:
-    """The data set behind a built-in name ("digits"), a folder, a parquet or a CSV; which it is, is found out.
+def load(source: Any, *, max_bad: float = 0.01, seed: int = 0, **options: Any) -> Data:
+    """The data set behind a built-in name ("digits"), a path or pattern, or a Dataset of the Hugging Face library.
 
+    A path is a folder of class folders, a parquet, a CSV, tar shards (data-{0000..0009}.tar) or what `save_to_disk`
+    wrote; which it is, is found out.
     max_bad: largest share of unreadable files that is skipped over rather than refused. seed: of the built-in sets.
     options: those of `load_digits` or `load_files`.
     """
@@ -36,6 +39,8 @@ def load(source: str | Path, *, max_bad: float = 0.01, seed: int = 0, **options:
         data = load_digits(seed=seed, **options)
         return replace(data, note=f"the built-in set; your own is ./{source}") if Path(source).exists() else data
     known_options("data", load_files, options)
+    if huggingface.is_dataset(source):
+        return load_huggingface(source, max_bad=max_bad, **options)
     return load_files(Path(source), max_bad=max_bad, **options)
 
 
@@ -96,23 +101,46 @@ def load_files(
     return replace(data, train=Held(data.train), val=Held(data.val), test=test)
 
 
+def load_huggingface(
+    source: Any,
+    *,
+    max_bad: float = 0.01,
+    val_share: float = 0.2,
+    image_column: str = "image",
+    label_column: str = "label",
+) -> Data:
+    """A Dataset or DatasetDict of the Hugging Face library; the options are those of `load_files`."""
+    found = huggingface.given(source, image_column=image_column, label_column=label_column)
+    return assemble(found, max_bad=max_bad, val_share=val_share)
+
+
 def recognize(root: Path, *, image_column: str, label_column: str) -> Listing:
     """Which kind of data set this is, and its files."""
     columns = {"image_column": image_column, "label_column": label_column}
+    if "{" in str(root) and not root.exists():
+        paths = [Path(name) for name in shards.expanded(str(root))]
+        base = Path(os.path.commonpath([path.parent for path in paths]))
+        return shards.listing(base, paths, label_column=label_column)
     if root.is_file():
         if root.suffix.lower() == ".parquet":
             return parquet.listing(root, [root], **columns)
         if root.suffix.lower() == ".csv":
             return tables.csv_listing(root, [root])
-        raise InputError(root, "unsupported_format", "a data set is a folder, a .parquet or a .csv file")
+        if root.suffix.lower() == ".tar":
+            return shards.listing(root, [root], label_column=label_column)
+        raise InputError(root, "unsupported_format", "a data set is a folder, a .parquet, .csv or .tar file")
     if not root.is_dir():
         text = f"no such file or folder; {closest(str(root), BUILT_IN)}Built in: {', '.join(BUILT_IN)}"
         raise InputError(root, "missing", text)
+    if huggingface.is_saved(root):
+        return huggingface.saved(root, **columns)
     places = [root, *(root / name for name in ("data", *folder.SPLITS) if (root / name).is_dir())]
     if parquets := sorted(path for place in places for path in place.glob("*.parquet")):
         return parquet.listing(root, parquets, **columns)
     if csvs := sorted(path for path in root.glob("*.csv") if tables.is_listing(path)):
         return tables.csv_listing(root, csvs)
+    if tars := shards.shards_in(root):
+        return shards.listing(root, tars, label_column=label_column)
     return folder.listing(root)
 
 

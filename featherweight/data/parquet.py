@@ -60,6 +60,11 @@ def listing(root: Path, paths: Sequence[Path], *, image_column: str, label_colum
         part: [(path, table_of(path, image_column, label_column)) for path in group]
         for part, group in tables.by_part(root, paths).items()
     }
+    return assembled(root, read, label_column=label_column, kind="parquet")
+
+
+def assembled(root: Path, read: dict[str, list[tuple[Path, Any]]], *, label_column: str, kind: str) -> Listing:
+    """The data set in tables of two columns, by part; `kind` is what it is called."""
     names = same_names(
         [(path, label_names(path, t.schema, label_column)) for group in read.values() for path, t in group]
     )
@@ -75,7 +80,7 @@ def listing(root: Path, paths: Sequence[Path], *, image_column: str, label_colum
         parts[part] = rows_of(root, read[part], texts[part], classes)
     if not len(parts["train"]):
         raise InputError(root, "empty", "has no rows of the train part")
-    return Listing(root, "parquet", classes, parts, tuple(notes))
+    return Listing(root, kind, classes, parts, tuple(notes))
 
 
 def table_of(path: Path, image_column: str, label_column: str) -> Any:
@@ -88,24 +93,34 @@ def table_of(path: Path, image_column: str, label_column: str) -> Any:
     with door(path, "corrupt", "is not a parquet file that can be read"):
         data = read_input(path, max_bytes=MAX_BYTES)
         file = reader.ParquetFile(pa.BufferReader(data))
-        schema = file.schema_arrow
-        for column in (image_column, label_column):
-            if schema.names.count(column) != 1:
-                some = ", ".join(shown(name, limit=40) for name in schema.names[:8])
-                text = f"has no column {column!r}; {closest(column, schema.names)}it has {some}"
-                raise InputError(path, "missing_key", text)
-        kind = schema.field(image_column).type
+        check_columns(path, file.schema_arrow, image_column, label_column)
         check_unpacked(path, file.metadata)
-        table = file.read(columns=[image_column, label_column])
-        pictures, paths = table[image_column], None
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            pictures, paths = (struct_field(table[image_column], name) for name in ("bytes", "path"))
-            kind = pictures.type
-        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-            raise InputError(path, "bad_type", f"column {image_column!r} is {kind}, not bytes or {{bytes, path}}")
-        pictures = pictures.cast(pa.large_binary())
-        columns = {"bytes": pictures, "label": table[label_column], **({"path": paths} if paths is not None else {})}
-        return pa.table(columns).replace_schema_metadata(schema.metadata)
+        return two_columns(path, file.read(columns=[image_column, label_column]), image_column, label_column)
+
+
+def check_columns(path: Path, schema: Any, *columns: str) -> None:
+    """Refuse a table without one of the columns."""
+    for column in columns:
+        if schema.names.count(column) != 1:
+            some = ", ".join(shown(name, limit=40) for name in schema.names[:8])
+            text = f"has no column {column!r}; {closest(column, schema.names)}it has {some}"
+            raise InputError(path, "missing_key", text)
+
+
+def two_columns(path: Path, table: Any, image_column: str, label_column: str) -> Any:
+    """The columns of a table as `bytes`, `path` and `label`, with its metadata."""
+    pa = importlib.import_module("pyarrow")
+    check_columns(path, table.schema, image_column, label_column)
+    kind = table.schema.field(image_column).type
+    pictures, paths = table[image_column], None
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        pictures, paths = (struct_field(table[image_column], name) for name in ("bytes", "path"))
+        kind = pictures.type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise InputError(path, "bad_type", f"column {image_column!r} is {kind}, not bytes or {{bytes, path}}")
+    pictures = pictures.cast(pa.large_binary()) if pa.types.is_binary(kind) else pictures
+    columns = {"bytes": pictures, "label": table[label_column], **({"path": paths} if paths is not None else {})}
+    return pa.table(columns).replace_schema_metadata(table.schema.metadata)
 
 
 def check_unpacked(path: Path, metadata: Any) -> None:
