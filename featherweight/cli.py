@@ -16,7 +16,7 @@ from typing import Any
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
-from featherweight import __version__, cli_look, cli_run, cli_use, console
+from featherweight import __version__, cli_look, cli_plot, cli_run, cli_use, console
 from featherweight.console import Screen
 from featherweight.errors import FeatherweightError, OptionError, closest, missing_extra
 
@@ -33,7 +33,7 @@ HELP = "Make a vision model small and fast, and prove it."
 EVERYWHERE = "Everywhere: -q, -v, --json (stdout holds JSON alone), --debug, --version, NO_COLOR."
 
 
-VERBS: tuple[Callable[..., int], ...] = (*cli_run.VERBS, *cli_use.VERBS, *cli_look.VERBS)
+VERBS: tuple[Callable[..., int], ...] = (*cli_run.VERBS, *cli_use.VERBS, *cli_plot.VERBS, *cli_look.VERBS)
 
 
 def overview() -> str:

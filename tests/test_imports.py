@@ -44,6 +44,7 @@ HOUSE = (
     ("export",),
     (
         "measure",
+        "landscape",
         "latency",
         "counting",
         "report",
@@ -77,7 +78,7 @@ HOUSE = (
         "deploy",
         "story",
     ),
-    ("pipelines", "verbs", "cli", "cli_run", "cli_use", "cli_look", "cli_options", "console"),
+    ("pipelines", "verbs", "cli", "cli_run", "cli_use", "cli_look", "cli_plot", "cli_options", "console"),
 )
 NEVER = {("methods", "models")}  # the proof that a method works on your model
 TORCH = {"torch", "torchvision", "timm", "transformers"}
