@@ -11,14 +11,15 @@ if TYPE_CHECKING:
     from featherweight.official import create
     from featherweight.pipelines import pipeline
     from featherweight.runs import run
-    from featherweight.verbs import bench, info, val
+    from featherweight.verbs import bench, draw, info, val
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "bench", "create", "info", "load", "pipeline", "run", "val"]
+__all__ = ["__version__", "bench", "create", "draw", "info", "load", "pipeline", "run", "val"]
 
 _PLACES = {
     "bench": "verbs",
     "create": "official",
+    "draw": "verbs",
     "info": "verbs",
     "load": "artifact",
     "pipeline": "pipelines",

@@ -16,6 +16,7 @@ from featherweight.console import columns, current, line
 from featherweight.errors import InputError, OptionError, clean, shown
 
 FORMATS = ("onnx", "openvino")
+WHATS = ("tokens", "attention")  # what can be drawn over a picture
 MAX_STDIN = 512 << 20
 
 
@@ -25,6 +26,10 @@ def predict(
     source: options.Pictures,
     top_k: Annotated[int, Parameter(help="how many labels to show")] = 5,
     show_tokens: Annotated[bool, Parameter(help="draw which patches the model kept")] = False,
+    draw: Annotated[
+        str | None,
+        Parameter(help="tokens, attention, or both with a comma: over each picture, as .svg in a run folder"),
+    ] = None,
     save_txt: Annotated[bool, Parameter(help="write one text file per picture into a run folder")] = False,
     batch: options.Batch = None,
     backend: options.Backend = "auto",
@@ -36,27 +41,34 @@ def predict(
 ) -> int:
     """What is in a picture, or in each picture of a folder."""
     from featherweight.pipelines import pipeline
+    from featherweight.verbs.showing import draw_all
 
     screen = current()
+    whats = options.words("--draw", draw, WHATS) if draw else ()
+    backend = "torch" if backend == "auto" and "attention" in whats else backend
     asked = {"backend": backend, "device": device, "threads": threads, "arch": arch, "batch_size": batch}
     pipe = pipeline(model=model, **_given(asked))
     skipped: list[InputError] = []
-    named: deque[str] = deque()
-    folder = options.new_folder(project, name, "predict") if save_txt else None
+    named, drawn = deque[str](), deque[Any]()
+    folder = options.new_folder(project, name, "predict") if save_txt or whats else None
     found = []
-    for answer in pipe(_pictures(source, pipe.max_pixels, named, skipped), top_k=top_k, return_tokens=show_tokens):
+    pictures = _pictures(source, pipe.max_pixels, named, skipped)
+    pictures = _remembered(pictures, drawn) if whats else pictures
+    for answer in pipe(pictures, top_k=top_k, return_tokens=show_tokens):
         one = _one(named.popleft(), answer, tokens=show_tokens)
         screen.answer(_answer(one["file"], one["answers"]))
         if show_tokens:
             screen.answer(_tokens(one["kept"], pipe.runner.preprocess.size))
-        if folder is not None:
+        if folder is not None and whats:
+            one["drawn"] = draw_all(pipe.runner, drawn.popleft(), whats, folder / "drawn", one["file"])
+        if folder is not None and save_txt:
             _save(folder, one["file"], one["answers"])
         found += [one] if screen.json else []
     for error in skipped:
         screen.warn(f"skipped {error}")
     screen.emit(found)
     if folder is not None:
-        screen.say(line("saved", f"{shown(folder)}/labels"))
+        screen.say(line("saved", f"{shown(folder)}/{'labels' if save_txt else 'drawn'}"))
     screen.next(f"featherweight val {shown(model)} --data YOUR_DATA", f"featherweight bench {shown(model)}")
     return 0
 
@@ -120,6 +132,13 @@ def _tokens(kept: list[list[bool]] | None, size: tuple[int, int]) -> str:
     ]
     heads = [f"{sum(stage)} of {count}".ljust(2 * across) for stage in kept]
     return "\n".join(("  " + "   ".join(parts)).rstrip() for parts in [heads, *zip(*rows, strict=True)])
+
+
+def _remembered(pictures: Iterator[Any], aside: deque[Any]) -> Iterator[Any]:
+    """The same pictures, each put aside to be drawn over."""
+    for picture in pictures:
+        aside.append(picture)
+        yield picture
 
 
 def _save(folder: Path, file: str, labels: list[dict[str, Any]]) -> None:

@@ -35,6 +35,7 @@ def trained(
     lr: float | None,
     groups: Mapping[str, float] | None = None,
     *,
+    freeze: Mapping[str, float] | None = None,
     cache: int | None = None,
     answers: str | None = None,
 ) -> nn.Module:
@@ -62,7 +63,7 @@ def trained(
         seen,
         work.task,
         methods=tuple(methods),
-        optimizer=optimizer_of(plan, rate, groups),
+        optimizer=optimizer_of(plan, rate, groups, freeze),
         schedule=schedule_of(plan, rate),
         epochs=plan.epochs,
         ema=plan.ema,
@@ -84,8 +85,11 @@ def rate_of(plan: Train, world: int) -> float:
     return scaled_lr(plan.lr, batch_size=plan.batch_size, world=world, reference=plan.lr_batch or plan.batch_size)
 
 
-def optimizer_of(plan: Train, rate: float, groups: Mapping[str, float] | None) -> Optimizer:
+def optimizer_of(
+    plan: Train, rate: float, groups: Mapping[str, float] | None, freeze: Mapping[str, float] | None = None
+) -> Optimizer:
     known: dict[str, Any] = {"weight_decay": plan.weight_decay, "groups": groups, "decay": plan.decay}
+    known["freeze"] = freeze or ()
     return adamw(rate, **known) if plan.optimizer == "adamw" else sgd(rate, **known)
 
 

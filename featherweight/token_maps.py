@@ -24,7 +24,8 @@ from .files import publish
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 SIDE = 224  # panels smaller than this are enlarged by a whole factor
 GAP, LINE = 8, 22  # between panels, and for a caption, in pixels
-FADED = 0.16  # what is left of a dropped patch's picture
+FADED = 0.16  # what is left of a dropped patch's picture ...
+DULL = np.array([203.0, 213.0, 225.0])  # ... and the color that the rest becomes
 WARM = np.array([215.0, 48.0, 31.0])  # the color of the largest weight
 SUFFIXES = (".svg", ".png")
 
@@ -51,7 +52,7 @@ def kept_over(picture: Pixels, kept: Sequence[bool]) -> Pixels:
     mask = np.asarray(kept, bool).reshape(grid_of(len(kept), picture.shape[:2]))
     large = enlarged(picture)
     strength = np.where(_spread(mask, large.shape[:2]), 1.0, FADED)[..., None]
-    return np.round(large * strength + 255.0 * (1 - strength)).astype(np.uint8)
+    return np.round(large * strength + DULL * (1 - strength)).astype(np.uint8)
 
 
 def heat_over(picture: Pixels, weights: Sequence[float]) -> Pixels:

@@ -63,16 +63,15 @@ def rollout(model: nn.Module, images: Tensor, *, residual: float = 0.5) -> Tenso
     anatomy, prefix = anatomy_of(model), prefix_of(model)
     if prefix < 1:
         raise OptionError("rollout", f"needs a class token; {type(model).__name__} has none")
-    with evaluating(model), _inputs(model) as seen, _survivors(model) as places:
+    with evaluating(model), _inputs(model) as seen, _survivors(model) as kept:
         model(images)
-    flow, here = _start(seen[0], prefix)
-    kept = dict(places)
+    if len(seen) != len(blocks_of(model)):
+        raise OptionError("rollout", f"{type(model).__name__} runs its blocks in halves: it merges tokens on the way")
+    total = kept.pop(-1).shape[1] if -1 in kept else seen[0].shape[1] - prefix
+    flow, here = _start(seen[0], prefix, total)
     for number, (block, x) in enumerate(zip(blocks_of(model).values(), seen, strict=True)):
         if number in kept:
             flow, here = _rows(flow, here, kept[number])
-        if x.shape[1] != flow.shape[1]:
-            text = f"block {number} sees {x.shape[1]} tokens of {flow.shape[1]}: some were merged"
-            raise OptionError("rollout", text)
         mean = attention_of(block, anatomy, x).mean(1)  # (B, n, n)
         mixed = (1 - residual) * mean + residual * torch.eye(mean.shape[1], device=mean.device, dtype=mean.dtype)
         flow = mixed @ flow
@@ -80,11 +79,10 @@ def rollout(model: nn.Module, images: Tensor, *, residual: float = 0.5) -> Tenso
     return answer / answer.sum(-1, keepdim=True).clamp(min=torch.finfo(answer.dtype).tiny)
 
 
-def _start(x: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
+def _start(x: Tensor, prefix: int, total: int) -> tuple[Tensor, Tensor]:
     """Every token is itself (B, P + N, P + N), and is where it began (B, N)."""
-    batch, count = x.shape[:2]
-    flow = torch.eye(count, device=x.device, dtype=x.dtype).expand(batch, -1, -1)
-    return flow, torch.arange(count - prefix, device=x.device).expand(batch, -1)
+    flow = torch.eye(prefix + total, device=x.device, dtype=x.dtype).expand(len(x), -1, -1)
+    return flow, torch.arange(total, device=x.device).expand(len(x), -1)
 
 
 def _rows(flow: Tensor, here: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,16 +110,18 @@ def _inputs(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _survivors(model: nn.Module) -> Iterator[list[tuple[int, Tensor]]]:
-    """While inside, of a model that drops tokens: before which block which places (B, n) were left."""
-    found: list[tuple[int, Tensor]] = []
+def _survivors(model: nn.Module) -> Iterator[dict[int, Tensor]]:
+    """While inside, of a model that drops tokens: before which block which places (B, n) were left, and at -1 all."""
+    found: dict[int, Tensor] = {}
     sparse = all_sparse(model)
     if not sparse:
         yield found
         return
 
     def after(*_: object) -> None:
-        found.extend((place, seen) for (place, _), seen in zip(sparse[0].keep, sparse[0].aside.places, strict=True))
+        aside = sparse[0].aside
+        found.update({place: seen for (place, _), seen in zip(sparse[0].keep, aside.places, strict=True)})
+        found[-1] = torch.arange(int(aside.count))[None]
 
     handle = sparse[0].register_forward_hook(after)
     before, sparse[0].recording = sparse[0].recording, True

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -54,6 +56,17 @@ def panels(runner: Runner, picture: NDArray[np.uint8], what: What) -> list[Panel
         raise OptionError("model", "keeps all of its tokens; attention can be drawn for it, kept tokens cannot")
     rows = [stage[0].tolist() for stage in kept]
     return [first, *(Panel(f"kept {sum(row)} of {len(row)}", token_maps.kept_over(seen, row)) for row in rows)]
+
+
+def draw_all(runner: Runner, picture: NDArray[np.uint8], whats: Sequence[str], folder: Path, file: str) -> list[str]:
+    """Each of `whats` drawn over a picture into a folder, as .svg named after the picture's file; their paths."""
+    stem, found = "stdin" if file == "-" else Path(file).stem, list[str]()
+    for what in whats:
+        path = folder / f"{stem}-{what}.svg"
+        names = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+        path = path if not path.exists() else next(name for name in names if not name.exists())
+        found.append(str(token_maps.save(panels(runner, picture, what), path)))  # type: ignore[arg-type]
+    return found
 
 
 def check_what(what: str) -> None:
