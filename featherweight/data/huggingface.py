@@ -52,13 +52,12 @@ def given(source: Any, *, image_column: str, label_column: str) -> Listing:
     splits = dict(source) if isinstance(source, Mapping) else {"train": source}
     read: Read = {}
     for part, name in _parts(root, list(splits)).items():
-        try:
-            table = splits[name].with_format("arrow")[:]
-        except AttributeError:
+        if not hasattr(splits[name], "__len__"):
             kind = type(splits[name]).__name__
             text = f"{kind} has no length and no places: give a Dataset, or save it with save_to_disk"
-            raise OptionError("data", text) from None
-        with door(name, "bad_schema"):
+            raise OptionError("data", text)
+        with door(root / name, "bad_schema"):
+            table = splits[name].with_format("arrow")[:]
             read[part] = [(root / name, parquet.two_columns(root / name, table, image_column, label_column))]
     return parquet.assembled(root, read, label_column=label_column, kind="huggingface")
 

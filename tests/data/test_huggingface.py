@@ -77,7 +77,7 @@ def test_a_saved_set_without_splits(tmp_path: Path) -> None:
 
 
 class Dataset:
-    """The two things that are asked of the library's class."""
+    """What is asked of the library's class."""
 
     __module__ = "datasets.arrow_dataset"
 
@@ -89,9 +89,12 @@ class Dataset:
         new.form = form
         return new
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def __getitem__(self, key: slice) -> Any:
         assert self.form == "arrow"
-        return self.rows[key] if not isinstance(key, slice) else self.rows
+        return self.rows
 
 
 class DatasetDict(dict[str, Any]):
