@@ -15,15 +15,15 @@ from torch import Tensor
 def cropped(
     scores: Tensor, classes: Tensor, geometry: Tensor, crop: Tensor, grid: tuple[int, int], num_classes: int
 ) -> Tensor:
-    """Maps (B, k, h, w), cut as their pictures were -> logits (B, C, H * W) of the cells of a grid (H, W).
+    """Maps (B, k, h, w), cut as their pictures were -> logits (B, H * W, C) of the cells of a grid (H, W).
 
     geometry (B, 2, 3), crop (B, 4): as in a batch of `data.Batches`. What is outside the crop was never seen and counts
     as 0 for every class.
     """
     b, _, h, w = scores.shape
-    dense = scores.new_zeros(b, num_classes, h, w).scatter(1, classes, scores)
-    weights = _weights(geometry.float(), crop.float(), grid, (h, w))  # (B, H * W, h * w)
-    return dense.flatten(2) @ weights.transpose(1, 2)
+    places = (t.flatten(2).transpose(1, 2) for t in (classes, scores))  # (B, h * w, k)
+    dense = scores.new_zeros(b, h * w, num_classes).scatter(2, *places)
+    return _weights(geometry.float(), crop.float(), grid, (h, w)) @ dense
 
 
 def _weights(geometry: Tensor, crop: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:

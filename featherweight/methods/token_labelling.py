@@ -135,7 +135,7 @@ class TokenLabelling(Method):
 
         def cut(cells: tuple[int, int]) -> Tensor:
             logits = cropped(scores, classes, geometry, crop, cells, maps.num_classes)
-            return logits.softmax(1).transpose(1, 2) * sure + self.smoothing / maps.num_classes
+            return logits.softmax(-1) * sure + self.smoothing / maps.num_classes
 
         return cut((1, 1))[:, 0], None if grid is None else cut(grid)
 

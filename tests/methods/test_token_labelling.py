@@ -77,7 +77,7 @@ def test_label_maps_are_cut_as_by_the_official_code() -> None:
     wanted, (scores, classes) = OFFICIAL["label_maps"], stored_maps()
     where = transposed(*of_crop(*torch.tensor(wanted["coords"]).unbind(1)))
     whole = cropped(scores, classes, *(t.expand(2, *t.shape[1:]) for t in WHOLE), (18, 18), 20)
-    agrees(whole.unflatten(2, (18, 18)), wanted["dense_map"], atol=2e-6)
+    agrees(whole.transpose(1, 2).unflatten(2, (18, 18)), wanted["dense_map"], atol=2e-6)
     maps = LabelMaps(scores.numpy(), classes.numpy(), num_classes=20, made_from={})
     truth = smoothed(torch.zeros(2, dtype=torch.int64), 20, 0.1)
     assert float(truth[0, 0]) == pytest.approx(wanted["on_value"])
@@ -117,7 +117,7 @@ def test_the_crop_is_where_the_picture_is_and_the_official_one_is_not() -> None:
 
 def test_one_picture_alone_and_mixed_labels() -> None:
     scores, classes = (t[:1] for t in stored_maps())
-    assert cropped(scores, classes, *WHOLE, (14, 14), 20).shape == (1, 20, 196)  # the official code: (20, 197)
+    assert cropped(scores, classes, *WHOLE, (14, 14), 20).shape == (1, 196, 20)  # the official code: (20, 197)
     label = mixed(smoothed(torch.tensor([4, 1]), 10, 0.1), torch.tensor([0, 0, 1, 3]), 10)
     torch.testing.assert_close(label, torch.tensor(OFFICIAL["mixup_target_plain_labels"]), atol=1e-6, rtol=0)
     logits, soft = 2 * fill.normal("tl:cls", (2, 10)), fill.normal("tl:target2", (2, 10)).softmax(1)
@@ -177,7 +177,7 @@ def test_what_was_never_seen_has_no_label() -> None:
         [[1.0, 0, 0.5], [0, 1, 0], [0, 0, 1]]
     )  # moved left by half: the right half is gray
     scores, classes = torch.full((1, 1, 8, 8), 9.0), torch.zeros(1, 1, 8, 8, dtype=torch.int64)
-    found = cropped(scores, classes, turned, crop, (4, 4), 3).softmax(1).view(3, 4, 4)
+    found = cropped(scores, classes, turned, crop, (4, 4), 3)[0].softmax(-1).T.view(3, 4, 4)
     assert float(found[0, :, :2].min()) > 0.99
     torch.testing.assert_close(found[:, :, 2:], torch.full((3, 4, 2), 1 / 3))
 
@@ -270,7 +270,8 @@ def test_maps_keep_the_best_classes_and_the_level_of_the_rest(tmp_path: Path) ->
         sure = dense_logits(teacher.eval(), images).softmax(1)
     scores, classes = maps.of(torch.tensor([3, 0]))
     assert scores.shape == classes.shape == (2, 3, 4, 4)
-    found = cropped(scores, classes, *(t.expand(2, *t.shape[1:]) for t in WHOLE), (4, 4), CLASSES).softmax(1)
+    found = cropped(scores, classes, *(t.expand(2, *t.shape[1:]) for t in WHOLE), (4, 4), CLASSES)
+    found = found.softmax(-1).transpose(1, 2)
     best = sure.gather(1, classes)
     torch.testing.assert_close(found.unflatten(2, (4, 4)).gather(1, classes), best, atol=2e-3, rtol=0)
     rest = (1 - best.sum(1, keepdim=True)) / (CLASSES - 3)
