@@ -41,7 +41,7 @@ def draw(
     token_maps.check_path(Path(path))
     check_what(what)
     runner = open_runner(model, backend=_backend(backend, what), arch=arch, preprocess=preprocess)
-    return token_maps.save(panels(runner, load(picture), what), path)
+    return token_maps.save(panels(runner, load(picture), what), Path(path))
 
 
 def panels(runner: Runner, picture: NDArray[np.uint8], what: What) -> list[Panel]:
