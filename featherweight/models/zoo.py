@@ -85,6 +85,10 @@ def check(name: str, **config: Any) -> None:
     if name.startswith("timm:"):
         _check_timm(name.removeprefix("timm:"), config)
         return
+    if name in FAMILIES:
+        _check(config, FAMILIES[name][1], name)
+        FAMILIES[name][1](**config)
+        return
     line = entry(name)
     if line.family.startswith("timm:"):
         _check_timm(line.family.removeprefix("timm:"), {**line.config, **config})
@@ -143,7 +147,8 @@ def preprocess_of(name: str, model: nn.Module | None = None, config: Mapping[str
         found = line.preprocess
         size: Any = (config or {}).get("image_size")
         return found if size is None else replace(found, size=(size, size) if isinstance(size, int) else tuple(size))
-    own = getattr(getattr(model, "config", None), "image_size", (224, 224))
+    given = getattr(model, "config", None) or (FAMILIES[name][1](**(config or {})) if name in FAMILIES else None)
+    own = getattr(given, "image_size", (224, 224))
     return replace(IMAGENET, size=(own, own) if isinstance(own, int) else tuple(own))
 
 

@@ -133,3 +133,13 @@ def test_resnet18_is_torchvisions() -> None:
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", sorted(zoo.FAMILIES))
+def test_a_family_is_a_name_too(family: str) -> None:
+    zoo.check(family)
+    zoo.check(family, num_classes=3)
+    with pytest.raises(OptionError, match=f"{family}.classes: no such field"):
+        zoo.check(family, classes=3)
+    assert zoo.preprocess_of(family, config={"image_size": [64, 64]}).size == (64, 64)
+    assert zoo.preprocess_of(family).size == (224, 224)
