@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..data import Batches, Data
 from ..doors import checkpoint
 from ..doors.checkpoint import Stored
-from ..errors import InputError, OptionError, shown
+from ..errors import Diverged, InputError, OptionError, shown
 from ..modes import evaluating
 from ..options import describe
 from ..runtime.preprocess import Preprocess
@@ -94,7 +94,7 @@ def make(
     with evaluating(teacher), torch.no_grad():
         for batch in Batches(images, whole, batch_size=batch_size).epoch(0):
             logits = dense(teacher, batch["image"].to(_device(teacher)))
-            num_classes = logits.shape[1]
+            num_classes = _checked(logits, len(data.classes), batch["index"])
             found.append(best(logits, top_k))
             if log is not None:
                 log(min(len(found) * batch_size, len(images)), len(images))
@@ -102,6 +102,16 @@ def make(
     maps = LabelMaps(scores, classes, num_classes=num_classes, made_from=made_from)
     write(maps, path)
     return maps
+
+
+def _checked(logits: Tensor, wanted: int, index: Tensor) -> int:
+    """The number of classes; OptionError if it is not the data's, Diverged if something is not finite."""
+    if logits.ndim != 4 or logits.shape[1] != wanted:
+        text = f"answers about places with logits {tuple(logits.shape)}; needed: (images, {wanted} classes, h, w)"
+        raise OptionError("teacher", text)
+    if not bool(torch.isfinite(logits).all()):
+        raise Diverged(f"label maps: the teacher's logits of pictures {index.tolist()[:8]}, ... are not finite")
+    return wanted
 
 
 def best(logits: Tensor, top_k: int) -> tuple[NDArray[Any], NDArray[Any]]:

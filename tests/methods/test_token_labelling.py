@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featherweight.data import Augment, Batches
-from featherweight.errors import InputError, OptionError
+from featherweight.errors import Diverged, InputError, OptionError
 from featherweight.layers import AuxLogits
 from featherweight.methods import dynamicvit, label_maps
 from featherweight.methods.dense import dense_logits, grid_of
@@ -277,6 +277,18 @@ def test_maps_keep_the_best_classes_and_the_level_of_the_rest(tmp_path: Path) ->
     rest = (1 - best.sum(1, keepdim=True)) / (CLASSES - 3)
     others = found.unflatten(2, (4, 4)).scatter(1, classes, 0.0).sum(1, keepdim=True) / (CLASSES - 3)
     torch.testing.assert_close(others, rest, atol=2e-3, rtol=0)
+
+
+def test_a_teacher_that_does_not_fit_is_found_at_once(tmp_path: Path) -> None:
+    others = SimpleNamespace(train=Noise(5), fingerprint="others", classes=("a", "b"))
+    with pytest.raises(OptionError, match=r"teacher: answers about places .*needed: \(images, 2 classes, h, w\)"):
+        made(tmp_path / "maps", source=others)
+    broken = FAMILIES["ours"].make()
+    with torch.no_grad():
+        broken.head.bias[0] = float("nan")
+    with pytest.raises(Diverged, match=r"logits of pictures \[0, 1\], ... are not finite"):
+        made(tmp_path / "maps", teacher=broken)
+    assert not list(tmp_path.iterdir())
 
 
 def test_many_classes_are_kept_exactly() -> None:
