@@ -165,7 +165,9 @@ class Around(nn.Module):
 
 
 class EveryToken(nn.Module):
-    """What knows how many tokens there are, so that none may go before it: attention in groups."""
+    """Stands around one block and knows how many tokens there are, so that none may go before it: grouping."""
+
+    block: nn.Module
 
 
 def wrap_blocks(model: nn.Module, make: Callable[[nn.ModuleList], Around]) -> nn.Module:
@@ -195,8 +197,13 @@ def _fitting(around: Around) -> Around:
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
     """Path -> the host's own blocks, in order, whatever stands around them; one that runs several times is one."""
     path, _ = _innermost(model)
-    found = {f"{path}.{name}": block for name, block in submodule(model, path).named_children()}
-    return dict((f"{p}.block", b.block) if isinstance(b, Looped) else (p, b) for p, b in found.items())
+    found = {}
+    for name, block in submodule(model, path).named_children():
+        place = f"{path}.{name}"
+        while isinstance(block, (Looped, EveryToken)):
+            place, block = f"{place}.block", block.block
+        found[place] = block
+    return found
 
 
 def _innermost(model: nn.Module) -> tuple[str, tuple[Around, ...]]:

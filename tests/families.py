@@ -38,7 +38,8 @@ class Family:
     def make(self, seed: str = "") -> nn.Module:
         """A fresh model in evaluation mode; equal seeds give equal weights."""
         model = self.build()
-        model.load_state_dict({key: fill.tensor(seed + key, t.shape, t.dtype) for key, t in model.state_dict().items()})
+        state = {key: fill.tensor(seed + key, t.shape, t.dtype) for key, t in model.state_dict().items()}
+        model.load_state_dict({key: t + 1 if "coefficient" in key else t for key, t in state.items()})
         return model.eval()
 
     @torch.no_grad()
@@ -82,13 +83,18 @@ class Plain(nn.Module):
 
 
 LVVIT = {"name": "lvvit", "config": {**CONFIG, "stem_width": 8, "mlp_ratio": 4.0}}
-OWN = ("ours", "lvvit")  # families that a file of ours can name
+SRET_CONFIG = {
+    "image_size": (SIZE, SIZE), "num_classes": CLASSES, "base_dim": 8, "depths": (6, 2), "unique_blocks": (2, 1),
+    "num_heads": (1, 2), "groups": (2, 1), "groups_recursive": (2, 1),
+}  # fmt: skip
+OWN = ("ours", "lvvit", "sret")  # families that a file of ours can name
 FAMILIES = {
     "ours": Family("ours", lambda: zoo.build({"name": "vit", "config": CONFIG}), Classification(CLASSES)),
     "lvvit": Family("lvvit", lambda: zoo.build(LVVIT), Classification(CLASSES)),
     "timm": Family("timm", _timm, Classification(CLASSES)),
     "transformers": Family("transformers", _transformers, HuggingFace(CLASSES)),
 }
+SRET = Family("sret", lambda: zoo.build({"name": "sret", "config": SRET_CONFIG}), Classification(CLASSES))
 PLAIN = Family("plain", Plain, Classification(CLASSES), transformer=False)
 IMAGES = fill.normal("images", (2, 3, SIZE, SIZE))
 

@@ -15,15 +15,16 @@ from pathlib import Path
 import fill
 import pytest
 import torch
-from families import FAMILIES, PLAIN, SIZE, Family, Images, everything, same
+from families import FAMILIES, PLAIN, SIZE, SRET, Family, Images, everything, same
 from torch import nn
 
 from featherweight import artifact
 from featherweight.errors import OptionError
-from featherweight.methods import deit, dynamicvit, prune, quantize, tome
+from featherweight.methods import deit, dynamicvit, grouping, mixed_depth, prune, quantize, recursion, tome
 from featherweight.methods.deit import TokenDistill
 from featherweight.methods.distill import Distill
 from featherweight.methods.dynamicvit import DynamicViT
+from featherweight.methods.mixed_depth import MixedDepth
 from featherweight.methods.token_labelling import TokenLabelling
 from featherweight.surgery import Tap, all_of, apply, edits_of
 from featherweight.train import Method, fit
@@ -57,15 +58,22 @@ CHANGES: dict[str, Change] = {
         model, mlp=0.25, heads=0.5, importance="taylor", uniform=False, batches=Images(), task=family.task
     ),
     "quantize": lambda model, family: quantize.quantize(model, batches(), family.task),
+    "recursion": lambda model, family: recursion.share(model, loops=3, nll_ratio=0.5, coefficients=True),
+    "grouping": lambda model, family: grouping.group(model, groups=4),
 }
 NEUTRAL: dict[str, Change] = {
     "dynamicvit": lambda model, family: apply(model, dynamicvit.plan(model, keep=1.0)),
     "tome": lambda model, family: apply(model, tome.plan(model, r=0)),
     "prune": lambda model, family: prune.prune(model, mlp=0.0, heads=0.0),
     "quantize": lambda model, family: quantize.quantize(model, batches(), family.task, bits=32),
+    "recursion": lambda model, family: recursion.share(model, loops=1),
+    "grouping": lambda model, family: grouping.group(model, groups=1),
+    "mixed depth": lambda model, family: mixed_depth.cut(recursion.share(model, loops=1, unique=3, nll_ratio=1.0)),
 }
-CASES = [(change, name) for change in CHANGES for name in FAMILIES] + [("quantize", "plain")]
-ALL = {**FAMILIES, "plain": PLAIN}
+CHANGES["cut to fewer passes"] = lambda model, family: mixed_depth.cut(model, loops=2)
+OTHERS = [("quantize", "plain"), ("cut to fewer passes", "sret")]
+CASES = [(change, name) for change in CHANGES if change != "cut to fewer passes" for name in FAMILIES] + OTHERS
+ALL = {**FAMILIES, "plain": PLAIN, "sret": SRET}
 
 
 @dataclass(frozen=True)
@@ -83,8 +91,11 @@ METHODS = {
     "dynamicvit": Training(lambda teacher: DynamicViT(teacher)),
     "dynamicvit alone": Training(lambda teacher: DynamicViT()),
     "token labelling": Training(lambda teacher: TokenLabelling(), families=("lvvit",)),
+    "mixed depth": Training(lambda teacher: MixedDepth(), families=("sret",)),
+    "mixed depth, taught": Training(lambda teacher: MixedDepth(teach=1.0), families=("sret",)),
 }
-TRAINED = [(m, name) for m, t in METHODS.items() for name in (*t.families, *(["plain"] if t.anything else []))]
+ANYTHING = ["plain", "sret"]
+TRAINED = [(m, name) for m, t in METHODS.items() for name in (*t.families, *(ANYTHING if t.anything else []))]
 
 
 def trained(family: Family, methods: list[Method], model: nn.Module | None = None) -> nn.Module:
@@ -232,6 +243,7 @@ ORDERS = [
     ("deit", "dynamicvit"), ("deit", "prune"), ("dynamicvit", "prune"), ("prune", "dynamicvit"), ("prune", "deit"),
     ("prune", "prune by taylor"), ("deit", "quantize"), ("dynamicvit", "quantize"), ("prune", "quantize"),
     ("deit", "dynamicvit", "prune by taylor", "quantize"), ("deit", "prune", "tome", "quantize"), ("tome", "prune"),
+    ("recursion", "grouping", "deit", "prune", "quantize"), ("prune", "recursion", "dynamicvit"),
 ]  # fmt: skip
 
 

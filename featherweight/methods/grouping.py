@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention in groups of tokens that do not see each other: N x N becomes g times N/g x N/g (Shen 2022, 2111.05297).
 
-Works on every described transformer (`anatomy`) by calling the host's own attention on smaller batches of tokens. In
+Works on every described transformer (`anatomy`) by running the host's own blocks on smaller batches of tokens. In
 some of the blocks the groups are of permuted tokens, so that what one block keeps apart meets in the next. Class and
 distillation tokens are in every group, and become the mean of what the groups make of them. Evaluation uses fixed,
 seeded permutations, so that it gives one answer and exports. Not here: dropping or merging tokens in the same model.
@@ -9,12 +9,12 @@ seeded permutations, so that it gives one answer and exports. Not here: dropping
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from ..anatomy import Around, EveryToken, anatomy_of, blocks_of
+from ..anatomy import Anatomy, Around, EveryToken, anatomy_of, blocks_of
 from ..errors import OptionError
 from ..recurrence import Permutation, in_groups
 from ..surgery import Edit, all_of, apply, edit_kind, put, submodule
@@ -22,44 +22,33 @@ from ..surgery import Edit, all_of, apply, edit_kind, put, submodule
 Permute = Literal["alternate", "all", "none"]
 
 
-class GroupedAttention(EveryToken):
-    """A host's attention on tokens (B, P + N, C), for each of `groups` runs of the N patches and the P prefix tokens.
+class Grouped(EveryToken):
+    """A host's own block on tokens (B, P + N, C), for each of `groups` runs of the N patches and the P prefix tokens.
 
-    What the host hands its attention besides is made for all tokens (an attention mask of nothing but ones, where
-    transformers is traced), so it is called without.
+    All of a block but its attention treats each token by itself, so this is attention in groups. What the host hands
+    its blocks besides is made for all tokens (an attention mask of nothing but ones, where transformers is traced), so
+    the block is run without.
     """
 
-    def __init__(self, attention: nn.Module, tokens: int, groups: int, seed: int | None, redraw: bool) -> None:
+    def __init__(self, block: nn.Module, anatomy: Anatomy, tokens: int, groups: int, order: Permutation | None) -> None:
         super().__init__()
-        self.attention = attention
+        self.block = block
+        self.anatomy = anatomy
         self.tokens = tokens
         self.groups = groups
-        self.permutation = None if seed is None else Permutation(tokens, seed=seed, redraw=redraw)
+        self.permutation = order
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         prefix = x.shape[1] - self.tokens
         if prefix < 0:
             raise ValueError(f"{x.shape[1]} tokens given to attention in groups of {self.tokens} patches")
         order = None if self.permutation is None else self.permutation()
-        rest: list[Any] = []
-        y = in_groups(_first(self.attention, rest), x, self.groups, order=order, prefix=prefix)
-        return (y, *rest[0]) if rest else y
+        return in_groups(
+            lambda part: self.anatomy.run(self.block, part, None), x, self.groups, order=order, prefix=prefix
+        )
 
     def extra_repr(self) -> str:
         return f"tokens={self.tokens}, groups={self.groups}"
-
-
-def _first(attention: nn.Module, rest: list[Any]) -> Callable[[Tensor], Tensor]:
-    """The attention's output alone; of a host whose attention answers a tuple, nothing of the rest is passed on."""
-
-    def run(x: Tensor) -> Tensor:
-        y = attention(x)
-        if isinstance(y, tuple):
-            rest.append((None,) * (len(y) - 1))
-            return y[0]
-        return y
-
-    return run
 
 
 @edit_kind
@@ -68,11 +57,11 @@ def group_attention(
 ) -> nn.Module:
     """The model whose block at that path attends in groups, of tokens permuted by a seed or (None) in order."""
     _check_groups(groups, tokens)
-    path = f"{block}.{anatomy_of(model).attention}"
-    inner = submodule(model, path)
-    if isinstance(inner, GroupedAttention):
-        raise OptionError("grouping", f"{path} attends in groups already")
-    return put(model, path, GroupedAttention(inner, tokens, groups, seed, redraw))
+    inner, parent = submodule(model, block), submodule(model, block.rpartition(".")[0])
+    if isinstance(parent, Grouped):
+        raise OptionError("grouping", f"{block} attends in groups already")
+    order = None if seed is None else Permutation(tokens, seed=seed, redraw=redraw)
+    return put(model, block, Grouped(inner, anatomy_of(model), tokens, groups, order))
 
 
 def plan(
@@ -87,9 +76,10 @@ def plan(
 ) -> list[Edit]:
     """The edits that make attention group-wise in the blocks `at` (all, where it is not given); nothing is touched.
 
-    permute: in which of these the groups are of permuted tokens; alternate: the second, the fourth, and so on. seed: of the permutations in evaluation. redraw: in
-    training each pass draws a new one, as SReT does. tokens: patches, where the family's record cannot tell. groups=1
-    changes nothing. Raises OptionError for groups that do not divide the patches or a block beyond the depth.
+    permute: in which of these the groups are of permuted tokens; alternate: the second, the fourth, and so on. seed: of
+    the permutations in evaluation. redraw: in training each pass draws a new one, as SReT does. tokens: patches, where
+    the family's record cannot tell. groups=1 changes nothing. Raises OptionError for groups that do not divide the
+    patches or a block beyond the depth.
     """
     blocks, many = list(blocks_of(model)), _patches(model, tokens)
     _check_groups(groups, many)

@@ -6,15 +6,15 @@ from __future__ import annotations
 import fill
 import pytest
 import torch
-from families import DEPTH, FAMILIES
+from families import DEPTH, DIM, FAMILIES
 from torch import Tensor, nn
 
-from featherweight.anatomy import Anatomy, anatomy_of, blocks_of, describe, prefix_of
+from featherweight.anatomy import OURS, Anatomy, anatomy_of, blocks_of, describe, prefix_of
 from featherweight.errors import OptionError
 from featherweight.methods import deit, dynamicvit, grouping
-from featherweight.methods.grouping import GroupedAttention
+from featherweight.methods.grouping import Grouped
 from featherweight.models.vit import VisionTransformer, ViTConfig
-from featherweight.surgery import all_of, apply, submodule
+from featherweight.surgery import all_of, apply
 
 TOKENS = 16
 
@@ -37,23 +37,22 @@ def test_a_patch_sees_its_group_and_the_prefix(name: str, permute: str) -> None:
     family = FAMILIES[name]
     model = family.make()
     anatomy, prefix = anatomy_of(model), prefix_of(model)
-    new = grouping.group(model, groups=4, permute=permute)
-    block, grouped = next(iter(blocks_of(model).values())), next(iter(blocks_of(new).values()))
-    inner = submodule(grouped, anatomy.attention)
-    order = None if inner.permutation is None else inner.permutation.order
+    grouped = next(iter(all_of(grouping.group(model, groups=4, permute=permute), Grouped).values()))
+    block = next(iter(blocks_of(model).values()))
+    order = None if grouped.permutation is None else grouped.permutation.order
     assert (order is None) == (permute == "none")
-    x = fill.normal("tokens", (2, prefix + TOKENS, 32))
+    x = fill.normal("tokens", (2, prefix + TOKENS, DIM))
     wanted = anatomy.run(block, x, together(TOKENS, 4, order, prefix)[None, None])
     torch.testing.assert_close(anatomy.run(grouped, x, None)[:, prefix:], wanted[:, prefix:], atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
 def test_prefix_tokens_are_the_mean_over_the_groups() -> None:
-    """With an attention that answers the mean of all tokens it is given, the prefix gets the mean of the means."""
+    """With a block that answers the mean of all tokens it is given, the prefix gets the mean of the means."""
     mean = nn.Module()
     mean.forward = lambda x: x.mean(1, keepdim=True).expand_as(x)  # type: ignore[method-assign]
     x = torch.randn(2, 2 + 8, 4)
-    y = GroupedAttention(mean, 8, 2, seed=None, redraw=False)(x)
+    y = Grouped(mean, OURS, 8, 2, None)(x)
     halves = [torch.cat([x[:, :2], x[:, 2 + 4 * i : 6 + 4 * i]], dim=1).mean(1) for i in range(2)]
     torch.testing.assert_close(y[:, 0], (halves[0] + halves[1]) / 2)
     torch.testing.assert_close(y[:, 1], (halves[0] + halves[1]) / 2)
@@ -65,9 +64,9 @@ def test_which_blocks_permute() -> None:
     model = FAMILIES["ours"].make()
     kinds = {"alternate": [False, True, False], "all": [True] * 3, "none": [False] * 3}
     for permute, wanted in kinds.items():
-        found = all_of(grouping.group(model, groups=2, permute=permute), GroupedAttention).values()
+        found = all_of(grouping.group(model, groups=2, permute=permute), Grouped).values()
         assert [m.permutation is not None for m in found] == wanted
-    assert list(all_of(grouping.group(model, groups=2, at=[2]), GroupedAttention)) == ["blocks.2.attn"]
+    assert list(all_of(grouping.group(model, groups=2, at=[2]), Grouped)) == ["blocks.2"]
     assert [e.spec["seed"] for e in grouping.plan(model, groups=2, at=[1, 2], seed=5)] == [None, 7]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tiny_training as tiny
 import torch
-from families import CLASSES, FAMILIES, Family, Images
+from families import FAMILIES, SRET, Images
 from torch import Tensor, nn
 
 from featherweight import artifact, checkpoint, optim
@@ -21,17 +21,9 @@ from featherweight.errors import OptionError
 from featherweight.methods import mixed_depth, recursion
 from featherweight.methods.deit import TokenDistill
 from featherweight.methods.mixed_depth import MixedDepth
-from featherweight.models import zoo
 from featherweight.recurrence import Looped, Recurrent
 from featherweight.surgery import all_of
-from featherweight.tasks.classification import Classification
 from featherweight.train import Method, fit
-
-CONFIG: dict[str, Any] = {
-    "image_size": [16, 16], "num_classes": CLASSES, "base_dim": 8, "depths": [6, 2], "unique_blocks": [2, 1],
-    "num_heads": [1, 2], "groups": [2, 1], "groups_recursive": [2, 1],
-}  # fmt: skip
-SRET = Family("sret", lambda: zoo.build({"name": "sret", "config": CONFIG}), Classification(CLASSES))
 
 
 class Watch(Method):
