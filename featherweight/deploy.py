@@ -18,16 +18,14 @@ from .export.check import Exported, describe
 from .files import publish, publish_json
 from .latency import Times
 from .methods.dynamicvit import all_sparse
-from .methods.int8 import QuantLinear
 from .runtime.session import Session, open_session
-from .surgery import all_of, edits_of
+from .surgery import edits_of
 from .tasks.classification import scores
 from .work import Stage, Work
 
 EAGER, RUNTIMES = "torch eager", ("onnxruntime", "openvino")
 CHECKED_IMAGES = 32  # on which a stage's file is compared with its model
 EVALUATED_AT_ONCE = 50
-NEAR_TIES_DB = 35.0  # where tokens are dropped, two whose scores differ in the last bit may change places
 
 
 def exported(work: Work, stage: Stage) -> Path:
@@ -50,7 +48,7 @@ def write(work: Work, stage: Stage, path: Path, images: int) -> Exported:
     )
     example, known = batches[0]["image"][:2], {"task": work.task, "metadata": about, "batches": batches}
     if all_sparse(stage.model):
-        known |= {"extra": ("kept_tokens",), "min_snr_db": None if all_of(stage.model, QuantLinear) else NEAR_TIES_DB}
+        known |= {"extra": ("kept_tokens",)}
     return onnx.export(stage.model, example, path, **known)
 
 

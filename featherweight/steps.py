@@ -28,7 +28,7 @@ from .models import zoo
 from .recipe import Count, Epochs, ModelSpec, Rate
 from .steps_labels import token_labelling
 from .steps_recursion import depth, grouping, mixed_depth, recursion
-from .steps_tokens import tokens
+from .steps_tokens import merge, tokens
 from .work import Work, current, finished_stage
 
 
@@ -174,7 +174,7 @@ def report(work: Work, *, samples: Annotated[int, Within(0, 64)] = 8) -> Work:
 STEPS: dict[str, Callable[..., Work]] = {
     step.__name__: step
     for step in (
-        teacher, baseline, load, train, distill, token_labelling, tokens, prune, recursion, grouping, mixed_depth,
+        teacher, baseline, load, train, distill, token_labelling, tokens, merge, prune, recursion, grouping, mixed_depth,
         depth, quantize, export, measure, report,
     )
 }  # fmt: skip

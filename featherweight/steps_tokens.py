@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The step that drops tokens: a function Work -> Work like those of `steps`."""
+"""The steps that leave fewer tokens, by dropping or merging: functions Work -> Work like those of `steps`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from typing import Annotated, Any
 from torch import nn
 
 from .binding import Filled, Ratio, Within
+from .errors import OptionError
 from .fitting import trained
 from .methods import dynamicvit_loss as losses
+from .methods import tome
+from .methods.distill import Distill
 from .methods.dynamicvit import DynamicViT, Training, plan
 from .methods.token_scores import Score, all_sparse
 from .recipe import Count, Epochs, Rate
+from .surgery import apply
 from .work import Work, current, finished_stage
 
 Share = Annotated[float, Within(0.0, 1.0, open_low=True)]
 Weight = Annotated[float, Within(0.0, 1e6)]
+Merged = Annotated[int, Within(0, 1_000_000)]
 
 
 def tokens(
@@ -61,6 +66,29 @@ def tokens(
     shares = ", ".join(f"{share:g}" for share in (keep if isinstance(keep, Sequence) else [keep]))
     said = f"keep {shares}" + ("" if score == "predictor" else f", {score}")
     return finished_stage(dataclasses.replace(work, methods=methods), f"tokens ({said})", model)
+
+
+def merge(
+    work: Work,
+    *,
+    r: Merged | Annotated[Sequence[Merged], Filled()] = 8,
+    inflection: Annotated[float, Within(-1.0, 1.0)] = 0.0,
+    proportional: bool = True,
+    epochs: Epochs | None = None,
+    images: Count | None = None,
+    lr: Rate | None = None,
+) -> Work:
+    """Merge tokens that are alike (ToMe), `r` in each block; without `epochs` the model is not trained after.
+
+    r, inflection: see `methods.tome.schedule`. It comes after `distill`, `tokens` cannot be beside it.
+    """
+    before = current(work)
+    if epochs is None and (images, lr) != (None, None):
+        raise OptionError("epochs", "merge is not trained without; images and lr say how, so give epochs too")
+    new = apply(before, tome.plan(before, r=r, inflection=inflection, proportional=proportional))
+    methods = work.methods or (Distill(copy.deepcopy(before).eval()),)
+    model = work.once("model", lambda: trained(work, new, methods, epochs, images, lr) if epochs else new.eval())
+    return finished_stage(work, f"merge (r {r})", model)
 
 
 def _rates(model: nn.Module, score: Score, predictor_lr: float, frozen: float) -> dict[str, Mapping[str, float]]:

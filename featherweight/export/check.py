@@ -17,10 +17,14 @@ from torch import Tensor, nn
 import featherweight
 from featherweight.errors import OptionError
 from featherweight.methods.int8 import Quantizer
+from featherweight.methods.token_scores import all_sparse
+from featherweight.methods.tome import MergingBlocks
 from featherweight.modes import evaluating
 from featherweight.runtime.parity import Parity, compare
 from featherweight.runtime.preprocess import Preprocess
 from featherweight.runtime.session import Session
+
+NEAR_TIES_DB = 35.0  # where tokens are chosen, two whose scores differ in the last bit may change places
 
 
 class Calls(Protocol):
@@ -98,6 +102,13 @@ def floor(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], task: Calls
     expected = _answers(model, batches, task or Plain())
     with rounding_noise(model):
         return compare(expected, _answers(model, batches, task or Plain()), backend="torch eager", dtype="int8")
+
+
+def least_snr_db(model: nn.Module) -> float | None:
+    """The limit for a float model that drops or merges tokens; None where that of the arithmetic is right."""
+    rounded = any(isinstance(layer, Quantizer) for layer in model.modules())
+    chooses = bool(all_sparse(model)) or any(isinstance(layer, MergingBlocks) for layer in model.modules())
+    return NEAR_TIES_DB if chooses and not rounded else None
 
 
 def _answers(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], task: Calls) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import featherweight
 from featherweight.errors import FeatherweightError, OptionError, closest, missing_extra
-from featherweight.export.check import Calls, Exported, Plain, floor, parity
+from featherweight.export.check import Calls, Exported, Plain, floor, least_snr_db, parity
 from featherweight.export.graph import OPSET, Unsupported
 from featherweight.export.translate import program_of, translate
 from featherweight.files import publish
@@ -63,7 +63,8 @@ def export(
     example: images of the right size; the batch size of the file stays free. metadata: see `check.describe`.
     extra: further outputs, "kept_tokens" (batch, n): the positions a token-dropping model keeps to the end.
     batches: real images; on them ONNX Runtime must answer like the model, else CheckFailed and no file. Without, the
-    example is what is compared. The limits of the check are those of `runtime.parity` unless given.
+    example is what is compared. The limits of the check are those of `runtime.parity` unless given; a model that drops
+    or merges tokens has to reach 35 dB, as of two tokens that are nearly equal a runtime may choose the other.
     """
     path, task = Path(path), task or Plain()
     for name in extra:
@@ -76,7 +77,8 @@ def export(
         session = open_session(unchecked, backend="onnxruntime")
         seen = tuple([{"image": example}] if batches is None else batches)
         found = parity(model, session, seen, task)
-    check(found, floor=floor(model, seen, task), min_agreement=min_agreement, min_snr_db=min_snr_db)
+    least = least_snr_db(model) if min_snr_db is None else min_snr_db
+    check(found, floor=floor(model, seen, task), min_agreement=min_agreement, min_snr_db=least)
     publish(path, data)
     return Exported(path, found.max_abs_difference, OPSET, len(data), found)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from featherweight.doors import onnx as door
 from featherweight.errors import OptionError, missing_extra
-from featherweight.export.check import Calls, Exported, floor, parity
+from featherweight.export.check import Calls, Exported, floor, least_snr_db, parity
 from featherweight.export.graph import OPSET
 from featherweight.files import publish
 from featherweight.runtime.parity import check
@@ -51,7 +51,9 @@ def export(
         convert(onnx_file, unchecked, half=half)
         batches = tuple(batches)
         found = parity(model, open_session(unchecked, backend="openvino"), batches, task)
-        lowest = 50.0 if half and found.dtype == "float32" else None  # 11 bits of each weight are left
+        lowest = least_snr_db(model)
+        if lowest is None and half and found.dtype == "float32":
+            lowest = 50.0  # 11 bits of each weight are left
         limits = {"min_agreement": min_agreement, "min_snr_db": lowest if min_snr_db is None else min_snr_db}
         check(found, floor=floor(model, batches, task), **limits)
         weights, graph = unchecked.with_suffix(".bin").read_bytes(), unchecked.read_bytes()

@@ -204,6 +204,13 @@ def plan(
     return [Edit("", "merge_tokens", {"r": list(numbers), "proportional": bool(proportional)})]
 
 
+def merged(
+    model: nn.Module, *, r: int | Sequence[int] = 8, inflection: float = 0.0, proportional: bool = True
+) -> nn.Module:
+    """A copy of the model that merges r tokens a block; options as for `plan`."""
+    return apply(model, plan(model, r=r, inflection=inflection, proportional=proportional))
+
+
 def with_r(model: nn.Module, r: int | Sequence[int], *, inflection: float = 0.0) -> nn.Module:
     """A copy of a model that merges tokens, which merges r a block instead; its record says so."""
     numbers = schedule(r, len(find(model, MergingBlocks).r), inflection)

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import fill
 import pytest
+import tiny_runs
 import torch
 from families import CONFIG, DEPTH, FAMILIES, Family, Images
 from golden_files import agrees, filled, golden
 from torch import Tensor, nn
 
 from featherweight import anatomy as anatomies
-from featherweight import artifact
+from featherweight import artifact, runs, steps_tokens
 from featherweight.anatomy import Anatomy, anatomy_of, blocks_of, mean_key
 from featherweight.errors import OptionError
 from featherweight.methods import deit, dynamicvit, tome
@@ -267,3 +269,23 @@ def test_a_block_that_is_not_two_halves_is_refused(monkeypatch: pytest.MonkeyPat
         apply(own, tome.plan(own, r=2))
     with pytest.raises(LookupError, match="has no halves"):
         mean_key(own.blocks[0], bare, torch.zeros(1, 2, 32))
+
+
+# In a recipe ----------------------------------------------------------------------------------------------------------
+def test_the_step_merges_and_trains_if_asked(tmp_path: Any) -> None:
+    """Without `epochs` the weights stay; its file answers like the model on every picture, near ties or not."""
+    steps = [
+        "baseline",
+        {"merge": {"r": 6, "epochs": 1, "images": 32}},
+        {"export": {"formats": ["onnx"], "images": 16}},
+    ]
+    work = runs.run(tiny_runs.plan(steps=steps), project=tmp_path)
+    assert [stage.title for stage in work.stages] == ["baseline", "merge (r 6)"]
+    before, after = (stage.model for stage in work.stages)
+    assert find(after, MergingBlocks).r == (6, 6)
+    assert not torch.equal(before.head.weight, after.head.weight)
+    untrained = steps_tokens.merge(dataclasses.replace(work, model=before, step="09-merge"), r=[4])
+    assert find(untrained.model, MergingBlocks).r == (4, 0)  # type: ignore[arg-type]
+    assert torch.equal(before.head.weight, untrained.model.head.weight)  # type: ignore[union-attr]
+    with pytest.raises(OptionError, match="epochs: merge is not trained without"):
+        steps_tokens.merge(work, r=4, images=8)
