@@ -15,9 +15,14 @@ from .binding import bind
 from .errors import InputError, OptionError, closest, shown
 
 if TYPE_CHECKING:
-    from .recipe import DataSpec, ModelSpec, Recipe
+    from torch import nn
+
+    from .recipe import DataSpec, ModelSpec, Recipe, Step
 
 MAKERS = ("baseline", "load", "train")  # steps that need no model before them
+SAME_BLOCKS = {"teacher", *MAKERS, "distill", "token_labelling", "prune"}  # steps that leave the number of blocks
+OTHER_BLOCKS = {"tokens", "recursion", "grouping", "mixed_depth", "depth"}  # steps that change them
+TRAINED = {"restart", "epochs", "images", "lr"}  # options of a step that are about its training
 LONGEST_NAME = 200  # bytes of a folder's name
 
 
@@ -43,6 +48,7 @@ def vet(recipe: Recipe, path: str | Path, *, partial: bool = False) -> None:
         except OptionError as error:
             raise InputError(path, "out_of_range", f"budget.{error}") from None
     _order(recipe, path)
+    _blocks(recipe, path)
 
 
 def name_problem(name: str) -> str:
@@ -56,14 +62,14 @@ def name_problem(name: str) -> str:
 
 
 def _model(spec: ModelSpec, where: str, path: str | Path) -> None:
-    """A name of the table with fields it has, timm's, or a folder of ours, which has its weights and configuration."""
+    """A name of the table with fields it has, timm's, or a folder of ours: its own weights and fields, at any size."""
     from . import artifact
     from .models import zoo
 
     if artifact.is_artifact(spec.name):
-        for key in ("weights", "config"):
-            if getattr(spec, key):
-                raise InputError(path, "bad_schema", f"{where}.{key}: {shown(spec.name)} has its own; leave it out")
+        if spec.weights or set(spec.config) - {"image_size"}:
+            key = "weights" if spec.weights else "config"
+            raise InputError(path, "bad_schema", f"{where}.{key}: {shown(spec.name)} has its own; leave it out")
         return
     try:
         zoo.check(spec.name)
@@ -121,6 +127,45 @@ def _order(recipe: Recipe, path: str | Path) -> None:
             missing = f"there is no model yet: put a step {', '.join(f'`{maker}`' for maker in MAKERS)} before it"
         if missing:
             raise InputError(path, "missing_key", f"steps[{number}].{name}: {missing}")
+
+
+def _blocks(recipe: Recipe, path: str | Path) -> None:
+    """What steps do to the blocks can be done to the model's, as far as that can be followed without its weights."""
+    from . import artifact
+
+    spec, names = recipe.model, {step.name for step in recipe.steps}
+    if spec is None or artifact.is_artifact(spec.name) or not names & OTHER_BLOCKS:
+        return
+    import torch
+
+    from .models import zoo
+
+    with torch.device("meta"):
+        outline = origin = zoo.create(spec.name, **spec.config)
+        for number, step in enumerate(recipe.steps):
+            try:
+                if step.name in OTHER_BLOCKS:
+                    outline = _changed(step, origin if step.options.get("restart") else outline)
+                elif step.name not in SAME_BLOCKS:
+                    return
+            except (OptionError, LookupError, TypeError) as error:
+                raise InputError(path, "out_of_range", f"steps[{number}].{step.name}: {error}") from None
+
+
+def _changed(step: Step, outline: nn.Module) -> nn.Module:
+    """The outline with what the step does to its blocks."""
+    from .methods import dynamicvit, grouping, mixed_depth, recursion
+    from .surgery import apply
+
+    options = {key: value for key, value in step.options.items() if key not in TRAINED}
+    if step.name == "mixed_depth":
+        mixed_depth.MixedDepth(**options).prepare(outline)
+        return outline
+    if step.name == "tokens":
+        wanted = ("keep", "at", "stage", "score", "seed", "threshold")
+        options = {key: value for key, value in options.items() if key in wanted}
+    plans = {"tokens": dynamicvit, "recursion": recursion, "grouping": grouping, "depth": mixed_depth}
+    return apply(outline, plans[step.name].plan(outline, **options))
 
 
 def known_task(task: str, known: dict[str, str], path: str | Path) -> str:

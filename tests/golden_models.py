@@ -72,6 +72,15 @@ def stand_in(
         return official.load(model, path, tell=lambda text: case.wrong.append(f"adapted: {text}"))
 
 
+def answers(case: Case, model: nn.Module) -> Tensor:
+    """What the model says of the file's pictures in evaluation."""
+    model.eval()
+    if case.compiled:
+        torch.compiler.reset()
+        model.compile(fullgraph=True)
+    return model(image(case))
+
+
 def image(case: Case) -> Tensor:
     source = case.reference["input"]
     return fill.image(source["image_name"], source["shape"])
@@ -91,7 +100,7 @@ def vit(case: Case, model: nn.Module) -> None:
     loaded = stand_in(case, model).eval()
     case.equal("params", parameters(loaded))
     with watched(loaded, places) as seen:
-        logits = loaded(image(case))
+        logits = answers(case, loaded)
     tokens = seen["tokens_after_norm"]
     case.inside(
         "outputs",
@@ -99,7 +108,7 @@ def vit(case: Case, model: nn.Module) -> None:
     )
     if probe := case.reference.get("eps_probe"):
         scaled = stand_in(case, model, scaled=tuple(probe["scaled_by_1e-3"])).eval()
-        case.compare("eps_probe.logits", scaled(image(case)))
+        case.compare("eps_probe.logits", answers(case, scaled))
     if mixed := case.reference.get("train_mix_token"):
         for mode in ("bn_batch", "bn_frozen"):
             training = in_training(stand_in(case, model), norms=mode == "bn_batch")
@@ -108,18 +117,20 @@ def vit(case: Case, model: nn.Module) -> None:
 
 
 def in_training(model: nn.Module, *, norms: bool) -> nn.Module:
-    """The model in training, its batch norms on the statistics of the batch or on their own."""
+    """The model in training without stochastic depth, its batch norms on the batch's statistics or on their own."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.train(norms)
+        elif type(module).__name__ == "DropPath":  # ours, and timm's: its Swin has 0.1 unless told otherwise
+            module.eval()
     return model
 
 
 @torch.no_grad()
 def sret(case: Case, model: nn.Module) -> None:
     """SReT, with the permutations that the file names."""
-    name, x = case.reference["name"], image(case)
+    name = case.reference["name"]
     sizes = [len(permutation.order) for permutation in model.permutations()]
     named = [fill.normal(f"{name}:perm{k}", (n,)).argsort(stable=True) for k, n in enumerate(sizes)]
     orders = {"identity_permutation": [torch.arange(n) for n in sizes], "fixed_permutation": named}
@@ -128,7 +139,7 @@ def sret(case: Case, model: nn.Module) -> None:
     outputs = case.reference["outputs"]
     for place in [key for key in orders if key in outputs] or [""]:
         loaded.set_permutations(orders.get(place, orders["identity_permutation"]))
-        case.inside(f"outputs.{place}".rstrip("."), _sret_parts(loaded, x))
+        case.inside(f"outputs.{place}".rstrip("."), _sret_parts(case, loaded))
 
     def coefficient(key: str, shape: list[int]) -> Tensor:
         return 1 + 0.1 * fill.normal(key, shape)
@@ -138,10 +149,10 @@ def sret(case: Case, model: nn.Module) -> None:
             scaled = tuple(case.reference[place].get("scaled_by_1e-3", ()))
             other = stand_in(case, model, scaled=scaled, **rules).eval()
             other.set_permutations(orders["identity_permutation"])
-            case.inside(place, _sret_parts(other, x))
+            case.inside(place, _sret_parts(case, other))
 
 
-def _sret_parts(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+def _sret_parts(case: Case, model: nn.Module) -> dict[str, Tensor]:
     stages = range(len(model.transformers))
     places = {"stem": "patch_embed", "features": "norm"}
     places |= {f"stage{k}_out": f"transformers.{k}" for k in stages} | {f"pool{k}": f"pools.{k}" for k in stages}
@@ -154,7 +165,7 @@ def _sret_parts(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
         handles.append(model.transformers[k].register_forward_pre_hook(keep))
     with watched(model, places) as seen:
-        logits = model(x)
+        logits = answers(case, model)
     for handle in handles:
         handle.remove()
     return {**seen, **inputs, "logits": logits}
