@@ -22,6 +22,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "mix_per": "batch",
         "label_smoothing": 0.1,
     },
+    "lvvit": {  # Jiang 2021, 2104.10858, and the defaults of its code: label maps could not follow mixup and cutmix
+        "crop_min": 0.08,
+        "flip": 0.5,
+        "randaugment": "rand-m9-mstd0.5-inc1",
+        "erase": 0.25,
+    },
 }
 LETTERS = {"m": "randaugment", "n": "randaugment_ops", "mstd": "randaugment_std", "inc": "randaugment_increasing"}
 
