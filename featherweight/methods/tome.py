@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from ..anatomy import Anatomy, Around, anatomy_of, blocks_of, embed_dim, mean_key, prefix_of, wrap_blocks
 from ..errors import OptionError
 from ..modes import evaluating
+from ..recurrence import Looped
 from ..surgery import Aside, Edit, all_of, apply, edit_kind, edits_of, find, record, submodule
 
 
@@ -138,6 +139,8 @@ def merge_tokens(model: nn.Module, r: Sequence[int], proportional: bool = True) 
     """The host with its blocks inside `MergingBlocks`; no weights are added."""
     if all_of(model, MergingBlocks):
         raise OptionError("merge_tokens", "this model merges tokens already; another r: tome.with_r(model, r)")
+    if all_of(model, Looped):
+        raise OptionError("merge_tokens", "a block that runs several times cannot merge in between; use one of the two")
     anatomy, prefix, blocks = anatomy_of(model), prefix_of(model), blocks_of(model)
     r = schedule(list(r), len(blocks))
     if any(r):

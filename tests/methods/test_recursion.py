@@ -11,7 +11,7 @@ from torch import nn
 from featherweight import counting
 from featherweight.anatomy import anatomy_of, blocks_of
 from featherweight.errors import OptionError
-from featherweight.methods import dynamicvit, prune, quantize, recursion
+from featherweight.methods import dynamicvit, prune, quantize, recursion, tome
 from featherweight.recurrence import Coefficient, Looped, NonLinearProjection
 from featherweight.surgery import Edit, all_of, apply, submodule
 from featherweight.train import fit
@@ -101,6 +101,8 @@ def test_a_wrong_order_says_the_right_one() -> None:
     small = quantize.quantize(family.make(), list(Images().epoch(0)), family.task)
     with pytest.raises(LookupError, match="share blocks first, then quantize"):
         recursion.share(small, loops=3)
+    with pytest.raises(OptionError, match="cannot merge in between"):
+        apply(recursion.share(family.make(), loops=3), tome.plan(family.make(), r=2))
     with pytest.raises(OptionError, match="run several times already"):
         recursion.share(recursion.share(family.make(), loops=3), loops=1, unique=1)
 
