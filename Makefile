@@ -26,7 +26,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 golden: $(VENV)/.installed-dev
-	PYTHONPATH=tests $(BIN)/python tests/golden_runner.py $(DIR)
+	PYTHONPATH=tests $(BIN)/python tests/golden_runner.py $(DIR) $(if $(COMPILE),--compile)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

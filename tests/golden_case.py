@@ -20,6 +20,7 @@ class Case:
 
     name: str
     reference: dict[str, Any]
+    compiled: bool = False  # whether evaluation goes through torch.compile, without a break in the graph
     wrong: list[str] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
 

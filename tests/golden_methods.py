@@ -13,7 +13,7 @@ import fill
 import pytest
 import torch
 from golden_case import Case, at
-from golden_models import image, in_training, parameters, stand_in, watched
+from golden_models import answers, image, in_training, parameters, stand_in, watched
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,7 +71,7 @@ def _kept(case: Case, model: nn.Module, place: str) -> None:
     scores: list[Tensor] = []
     handles = [p.register_forward_hook(lambda _m, _a, out: scores.append(out[..., 0])) for p in sparse.score_predictor]
     with dynamicvit.recording(model):
-        case.compare(f"{place}.logits", model(image(case)))
+        case.compare(f"{place}.logits", answers(case, model))
         positions = list(sparse.aside.places)
     for handle in handles:
         handle.remove()
@@ -194,7 +194,7 @@ def merging(case: Case, model: nn.Module) -> None:
             merged = apply(model, tome.plan(model, r=numbers, proportional=proportional))
             loaded = stand_in(case, merged).eval()
             with tome.recording(loaded) as blocks:
-                case.compare(f"{place}.{name}", loaded(image(case)))
+                case.compare(f"{place}.{name}", answers(case, loaded))
                 sizes = list(blocks.aside.sizes)
             if proportional:
                 case.equal("params", parameters(loaded))

@@ -4,6 +4,7 @@
 A file names a family and its configuration, and a method with its options. The model is made by `featherweight.create`;
 stand-in weights (`fill`) under the official names go through a `.pth` file and the checkpoint reader; then each digest
 of the file is compared with what our model computes there. A digest that nothing is compared with is a failure too.
+`COMPILE=1` lets evaluation go through torch.compile.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ FAMILIES: dict[str, Callable[[Case, nn.Module], None]] = {
 }  # fmt: skip
 
 
-def check(path: Path) -> Case | None:
+def check(path: Path, *, compiled: bool = False) -> Case | None:
     """A golden file against our model; None for a file that is not about one."""
     reference = json.loads(path.read_text())
     if "family" not in reference:
         return None
-    case = Case(reference.get("name", path.stem), reference)
+    case = Case(reference.get("name", path.stem), reference, compiled)
     family, method = reference["family"], (reference.get("method") or {}).get("name", "")
     handler = FAMILIES.get(f"{family}+{method}" if method else family)
     if handler is None:
@@ -50,12 +51,12 @@ def check(path: Path) -> Case | None:
     return case
 
 
-def main(folder: str) -> int:
+def main(folder: str, *, compiled: bool = False) -> int:
     """One line for each golden file below a folder; 1 if one fails or there is none."""
     failed = done = 0
     for path in sorted(Path(folder).rglob("*.json")):
         start = time.perf_counter()
-        case = check(path)
+        case = check(path, compiled=compiled)
         if case is None:
             continue
         done += 1
@@ -68,6 +69,7 @@ def main(folder: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: make golden DIR=path")
-    sys.exit(main(sys.argv[1]))
+    names = [word for word in sys.argv[1:] if word != "--compile"]
+    if len(names) != 1:
+        sys.exit("usage: make golden DIR=path, with COMPILE=1 through torch.compile")
+    sys.exit(main(names[0], compiled="--compile" in sys.argv))
