@@ -125,6 +125,14 @@ def test_training_answers_with_the_class_token_and_puts_the_rest_aside() -> None
     assert "aux_logits" not in copy.deepcopy(model).aside
 
 
+def test_every_parameter_is_part_of_a_plain_step() -> None:
+    model = small().train()
+    model(fill.normal("pictures", (4, 3, 16, 24))).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(gradient is not None for gradient in gradients.values())
+    assert not gradients["aux_head.weight"].any()  # type: ignore[union-attr]
+
+
 @torch.no_grad()
 def test_mix_token_puts_each_answer_where_its_picture_is() -> None:
     """With no blocks a token knows only its own patch, so mixing in and out is the identity."""
