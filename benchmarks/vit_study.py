@@ -196,7 +196,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.table:
         if options.data is None:
             parser.error("--data is needed to train: the folder of CIFAR-10")
-        work_through(chosen(options.only), options.seeds, options.out, options.data)
+        try:
+            work_through(chosen(options.only), options.seeds, options.out, options.data)
+        except FeatherweightError as error:  # stopped, or the data are not there
+            print(error)
+            return error.exit_code
     collect(options.out, options.docs)
     write_docs(options.docs)
     return 0
