@@ -24,7 +24,7 @@ def start(spec: ModelSpec, work: Work) -> nn.Module:
     if given is not None:
         model = copy.deepcopy(given)
     elif artifact.is_artifact(spec.name):
-        model = artifact.load(spec.name)
+        model = resized(artifact.load(spec.name), spec)
     elif spec.weights == "shipped":
         model = artifact.load(zoo.shipped_weights(spec.name))
     else:
@@ -32,6 +32,12 @@ def start(spec: ModelSpec, work: Work) -> nn.Module:
             torch.manual_seed(work.recipe.seed)
             model = _made(spec, len(work.data.classes), work)
     return _fitting(model, spec, work)
+
+
+def resized(model: nn.Module, spec: ModelSpec) -> nn.Module:
+    """A saved model for pictures of the size that the recipe says, if it says one."""
+    size = spec.config.get("image_size")
+    return model if size is None else official.resized(model, size)
 
 
 def _made(spec: ModelSpec, classes: int, work: Work) -> nn.Module:

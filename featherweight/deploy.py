@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from . import measure
 from .errors import OptionError
@@ -38,6 +39,7 @@ def exported(work: Work, stage: Stage) -> Path:
 
 def write(work: Work, stage: Stage, path: Path, images: int) -> Exported:
     """Export a stage's model; it must answer as the model does on so many validation images, else CheckFailed."""
+    work = work.at(stage)
     batches = list(work.batches("val", limit=images, size=EVALUATED_AT_ONCE).epoch(0))
     about = describe(
         task=work.recipe.task,
@@ -64,7 +66,7 @@ def export_model(work: Work, *, formats: Sequence[str], images: int) -> Work:
         found = [write(work, stage, target / "model.onnx", images)]
         publish(stage.place / "model.onnx", (target / "model.onnx").read_bytes())  # checked, need not be made again
         if "openvino" in formats:
-            batches = work.batches("val", limit=images, size=EVALUATED_AT_ONCE).epoch(0)
+            batches = work.at(stage).batches("val", limit=images, size=EVALUATED_AT_ONCE).epoch(0)
             found.append(
                 openvino.export(
                     target / "model.onnx",
@@ -121,7 +123,6 @@ def measure_stages(work: Work, *, batch: Sequence[int], repeats: int, budget_s: 
 
 
 def _measured(work: Work, batch: Sequence[int], repeats: int, budget_s: float, part: str) -> dict[str, Any]:
-    example = next(iter(work.batches("val", size=1, limit=1).epoch(0)))["image"]
     rows, labels = [], np.zeros(0, np.int64)
     for stage in work.stages:
         work.tell({"event": "note", "text": f"measuring {stage.title}"})
@@ -131,9 +132,9 @@ def _measured(work: Work, batch: Sequence[int], repeats: int, budget_s: float, p
             EAGER: measure.size(weights) if weights.is_file() else None,
             "file": measure.size(exported(work, stage)),
         }
-        counts = {"params": measure.parameters(stage.model), "macs": measure.macs(stage.model, example)}
+        counts = {"params": measure.parameters(stage.model), "macs": measure.macs(stage.model, _example(work, stage))}
         rows.append({"title": stage.title, "place": stage.place.name, **counts, "sizes": sizes, **row})
-    races = {size: _race(work, size, repeats, budget_s, example.numpy()) for size in batch}
+    races = {size: _race(work, size, repeats, budget_s) for size in batch}
     for row in rows:
         names = [f"{row['place']}|{runtime}" for runtime in (EAGER, *RUNTIMES)]
         row["latencies"] = [race[name].to_dict() for race in races.values() for name in names]
@@ -144,8 +145,14 @@ def _measured(work: Work, batch: Sequence[int], repeats: int, budget_s: float, p
     return {"part": part, "labels": labels.tolist(), "rows": rows, "remarks": remarks}
 
 
+def _example(work: Work, stage: Stage) -> Tensor:
+    """One picture as the stage sees it."""
+    return next(iter(work.at(stage).batches("val", size=1, limit=1).epoch(0)))["image"]
+
+
 def _accuracy(work: Work, stage: Stage, part: str) -> tuple[dict[str, Any], np.ndarray]:
     """Top-1 and predictions in ONNX Runtime; of the first stage also in torch, of the last that stayed in OpenVINO."""
+    work = work.at(stage)
     found: dict[str, Any] = {"accuracy": {}, "predictions": {}, "dtype": {}}
     labels = np.zeros(0, np.int64)
     last = stage is [stage for stage in work.stages if stage.kept][-1]
@@ -162,13 +169,14 @@ def _accuracy(work: Work, stage: Stage, part: str) -> tuple[dict[str, Any], np.n
     return found, labels
 
 
-def _race(work: Work, size: int, repeats: int, budget_s: float, image: np.ndarray) -> Times:
+def _race(work: Work, size: int, repeats: int, budget_s: float) -> Times:
     """All stages in all runtimes in turns; each against the first stage in torch."""
     text = f"racing {len(work.stages)} stages in {len(RUNTIMES) + 1} runtimes at batch {size}"
     work.tell({"event": "note", "text": text})
-    known: dict[str, Any] = {"batch": size, "images": image, "threads": work.recipe.threads}
+    known: dict[str, Any] = {"batch": size, "threads": work.recipe.threads}
     ready = {}
     for stage in work.stages:
+        known["images"] = _example(work, stage).numpy()
         ready[f"{stage.place.name}|{EAGER}"] = measure.runnable(stage.model, **known)
         for runtime in RUNTIMES:
             ready[f"{stage.place.name}|{runtime}"] = measure.runnable(exported(work, stage), backend=runtime, **known)

@@ -68,10 +68,11 @@ def _compare(work: Work, start: Stage, last: Stage, new: Stage, budget: Budget) 
     stages = {"last": last, "start": start, "new": new}
     names = {stage.place: name for name, stage in reversed(stages.items())}
     files = {names[stage.place]: exported(work, stage) for stage in stages.values()}
-    top1 = {name: evaluate_file(work, path, "val", budget.backend)["top1"] for name, path in files.items()}
-    images = next(iter(work.batches("val", size=1, limit=1).epoch(0)))["image"].numpy()
-    known: dict[str, Any] = {"batch": 1, "images": images, "backend": budget.backend, "threads": work.recipe.threads}
-    ready = {name: measure.runnable(path, **known) for name, path in files.items()}
+    seen = {name: work.at(stages[name]) for name in files}
+    top1 = {name: evaluate_file(seen[name], path, "val", budget.backend)["top1"] for name, path in files.items()}
+    images = {name: next(iter(w.batches("val", size=1, limit=1).epoch(0)))["image"].numpy() for name, w in seen.items()}
+    known: dict[str, Any] = {"batch": 1, "backend": budget.backend, "threads": work.recipe.threads}
+    ready = {name: measure.runnable(path, images=images[name], **known) for name, path in files.items()}
     race = measure.race(ready, baseline="last", budget_s=RACE_SECONDS, repeats=100)
     own = {name: names[stage.place] for name, stage in stages.items()}
     found = race[own["new"]]

@@ -191,7 +191,9 @@ def _preprocess(plan: Recipe, given: Mapping[str, nn.Module]) -> Preprocess:
         module = artifact.load(spec.name)
     record = artifact.record_of(module) if module is not None else None
     if record is not None and record.preprocess is not None:
-        return record.preprocess
+        size = spec.config.get("image_size", record.preprocess.size)
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        return dataclasses.replace(record.preprocess, size=sides)
     return zoo.preprocess_of(spec.name, module, spec.config)
 
 

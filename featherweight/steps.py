@@ -26,6 +26,7 @@ from .methods.quantize import quantize as to_int8
 from .methods.refit import refit
 from .models import zoo
 from .recipe import Count, Epochs, ModelSpec, Rate
+from .steps_finetune import landscape, resolution
 from .steps_labels import token_labelling
 from .steps_recursion import depth, grouping, mixed_depth, recursion
 from .steps_tokens import merge, tokens
@@ -174,8 +175,8 @@ def report(work: Work, *, samples: Annotated[int, Within(0, 64)] = 8) -> Work:
 STEPS: dict[str, Callable[..., Work]] = {
     step.__name__: step
     for step in (
-        teacher, baseline, load, train, distill, token_labelling, tokens, merge, prune, recursion, grouping, mixed_depth,
-        depth, quantize, export, measure, report,
+        teacher, baseline, load, train, distill, token_labelling, tokens, merge, prune, recursion, grouping,
+        mixed_depth, depth, resolution, quantize, export, measure, landscape, report,
     )
 }  # fmt: skip
 

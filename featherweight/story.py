@@ -115,7 +115,7 @@ def _data(work: Work, part: str) -> str:
 
 def _model(work: Work, row: Mapping[str, Any]) -> str:
     name = work.recipe.model.name if work.recipe.model else ""
-    height, width = work.preprocess.size
+    height, width = work.at(work.stages[0]).preprocess.size
     return (
         f"{name}: {row['params'] / 1e6:.2f} M parameters, {row['macs'] / 1e6:.0f} M multiply-adds at {width}x{height}"
     )
@@ -191,7 +191,7 @@ def _views(work: Work, part: str, count: int) -> tuple[TokenView, ...]:
     if not dropping or count == 0:
         return ()
     model = dropping[-1].model
-    batch = next(iter(work.batches(part, size=count, limit=count).epoch(0)))
+    batch = next(iter(work.at(dropping[-1]).batches(part, size=count, limit=count).epoch(0)))
     with recording(model) as sparse, torch.inference_mode():
         logits = work.task.forward(model, batch)
         places = [stage.clone() for stage in sparse.aside.places]

@@ -52,6 +52,7 @@ class Stage:
     model: nn.Module
     kept: bool = True
     reason: str = ""
+    preprocess: Preprocess | None = None  # how its pictures are prepared, where stages differ
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,10 @@ class Work:
             **more,
         )
 
+    def at(self, stage: Stage) -> Work:
+        """The work as this stage sees it: pictures of its size."""
+        return dataclasses.replace(self, preprocess=stage.preprocess or self.preprocess)
+
     def once(self, name: str, make: Callable[[], nn.Module], *, spec: ModelSpec | None = None) -> nn.Module:
         """The model that `make` makes, made only if this step has not saved it yet; `spec` says whose it is."""
         folder = self.place / name
@@ -128,7 +133,7 @@ class Work:
 
 def finished_stage(work: Work, title: str, model: nn.Module, *, stays: bool = True) -> Work:
     """The work with one more stage; a stage that does not stay (a teacher) is not the model from now on."""
-    stage = Stage(title, work.place, model)
+    stage = Stage(title, work.place, model, preprocess=work.preprocess)
     work.tell({"event": "stage", "title": title, "parameters": measure.parameters(model), "step_name": work.step})
     return dataclasses.replace(work, model=model, stages=(*work.stages, stage)) if stays else work
 

@@ -69,6 +69,7 @@ HOUSE = (
         "keys",
         "work",
         "steps",
+        "steps_finetune",
         "steps_recursion",
         "steps_labels",
         "steps_tokens",

@@ -225,7 +225,7 @@ def test_given_fields_come_before_the_recipes_own_and_overrides_before_both() ->
 
 
 def test_an_unknown_name_of_a_recipe_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"recipe: no 'demmo'; did you mean 'demo'\? Known: compress, demo"):
+    with pytest.raises(OptionError, match=r"recipe: no 'demmo'; did you mean 'demo'\? Known: compress, .*demo, "):
         recipe.read("demmo")
     with pytest.raises(OptionError, match="Known"):
         recipe.read("x" * 5000)
