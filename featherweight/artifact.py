@@ -133,7 +133,7 @@ def _built(
     edits = [_edit(edit, weights) for edit in record.edits]
     try:
         if base is None:
-            _check_size(record.base, tensors, weights)  # type: ignore[arg-type]
+            _check_size(record.base, edits, tensors, weights)  # type: ignore[arg-type]
             with torch.device("meta"):  # names and shapes, before a byte is allocated
                 outline = apply(zoo.build(record.base), edits)  # type: ignore[arg-type]
         else:
@@ -163,9 +163,12 @@ def _edit(data: Any, weights: Path) -> Edit:
         raise InputError(weights, "bad_schema", str(error)) from None
 
 
-def _check_size(base: Mapping[str, Any], tensors: Mapping[str, checkpoint.Stored], weights: Path) -> None:
+def _check_size(
+    base: Mapping[str, Any], edits: Sequence[Edit], tensors: Mapping[str, checkpoint.Stored], weights: Path
+) -> None:
     """A model has at least one tensor per block: a depth beyond that is a lie, found before anything is built."""
     depths = base["config"].get("depth", base["config"].get("depths", 0))
+    shared = 64 if any(edit.kind == "share_blocks" for edit in edits) else 1  # blocks that one may stand for
     for depth in depths if isinstance(depths, list) else [depths]:
-        if isinstance(depth, int) and depth > len(tensors):
+        if isinstance(depth, int) and depth > len(tensors) * shared:
             raise InputError(weights, "out_of_range", f"asks for {depth} blocks, but holds {len(tensors)} tensors")

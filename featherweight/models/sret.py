@@ -35,8 +35,8 @@ class SReTConfig:
     num_heads: tuple[int, ...] = (2, 4, 8)  # a stage is base_dim x num_heads wide
     mlp_ratio: float = 3.6
     nll_ratio: float = 1.0  # hidden width of the non-linear projections
-    groups: tuple[int, ...] = (8, 4, 1)  # of attention, in the first, third, ... pass through a block
-    groups_recursive: tuple[int, ...] = (2, 1, 1)  # in the second, fourth, ..., on permuted tokens
+    groups: tuple[int, ...] = (8, 4, 1)  # of attention in a stage's first, third, ... pass
+    groups_recursive: tuple[int, ...] = (2, 1, 1)  # in its second, fourth, ..., of permuted tokens
     permutation: str = "redrawn"  # in training, as the authors do; "fixed": as in evaluation; "none": tokens in order
     permutation_seed: int = 1  # of the fixed permutations
     in_chans: int = 3
@@ -69,7 +69,7 @@ class SReTConfig:
         tokens = self.tokens(stage)
         for name in ("groups", "groups_recursive"):
             groups = getattr(self, name)[stage]
-            if tokens % groups and (name == "groups" or self.loops(stage) > 1):
+            if tokens % groups and (name == "groups" or depth > 1):
                 where = "{} tokens ({} x {}) of stage {}".format(tokens, *self.grids[stage], stage + 1)
                 raise OptionError(name, f"{groups} does not divide the {where}")
 
@@ -160,6 +160,7 @@ class Stage(Recurrent):
     """Map (B, C, H, W) -> (B, C, H, W): block 0 and a projection, `loops` times over, then block 1, and so on.
 
     `blocks` has the authors' numbers: pass p is block 2 * p (there once, at its first pass) and projection 2 * p + 1.
+    Passes attend in contiguous and in permuted groups by turns, which for two loops is each block's second pass.
     """
 
     def __init__(self, config: SReTConfig, stage: int) -> None:
@@ -175,7 +176,7 @@ class Stage(Recurrent):
                 rate = config.drop_path_rate * (sum(config.depths[:stage]) + place) / total
                 self.blocks[str(2 * number)] = Block(dim, config.num_heads[stage], config, rate)
             self.blocks[str(2 * number + 1)] = NonLinearProjection(dim, config.nll_ratio, norm_eps=config.norm_eps)
-            if turn % 2 and self.groups[1] > 1 and config.permutation != "none":
+            if number % 2 and self.groups[1] > 1 and config.permutation != "none":
                 seed, redraw = config.permutation_seed + 1_000_003 * stage + number, config.permutation == "redrawn"
                 self.orders[str(number)] = Permutation(config.tokens(stage), seed=seed, redraw=redraw)
 
@@ -186,7 +187,7 @@ class Stage(Recurrent):
             turn = number % self.passes
             if turn < rounds:
                 order = self.orders[str(number)]() if str(number) in self.orders else None
-                x = self.blocks[str(2 * (number - turn))](x, self.groups[turn % 2], order)
+                x = self.blocks[str(2 * (number - turn))](x, self.groups[number % 2], order)
                 x = self.blocks[str(2 * number + 1)](x)
         return self.with_gradients(x, rounds).reshape(b, h, w, c).permute(0, 3, 1, 2)
 

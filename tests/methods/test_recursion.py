@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from families import DEPTH, DIM, FAMILIES, Images
+from families import CONFIG, DEPTH, DIM, FAMILIES, IMAGES, Images
 from torch import nn
 
-from featherweight import counting
+from featherweight import artifact, counting
 from featherweight.anatomy import anatomy_of, blocks_of
 from featherweight.errors import OptionError
 from featherweight.methods import dynamicvit, prune, quantize, recursion, tome
+from featherweight.models import zoo
 from featherweight.recurrence import Coefficient, Looped, NonLinearProjection
 from featherweight.surgery import Edit, all_of, apply, submodule
 from featherweight.train import fit
@@ -59,6 +62,16 @@ def test_projections_and_coefficients_start_as_the_identity_and_then_work(name: 
     looped.coefficient2[DEPTH - 1].bias.zero_()  # the last pass adds nothing
     fewer = recursion.share(model, loops=DEPTH - 1, unique=1)
     torch.testing.assert_close(family.logits(added), family.logits(fewer), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_deep_model_of_one_block_is_saved_and_loaded(tmp_path: Path) -> None:
+    """It has more passes than tensors."""
+    model = zoo.build({"name": "vit", "config": {**CONFIG, "depth": 48, "embed_dim": 8, "num_heads": 2}}).eval()
+    shared = recursion.share(model, loops=48).eval()
+    assert len(shared.state_dict()) < 48
+    loaded = artifact.load(artifact.save(shared, tmp_path / "model"))
+    assert torch.equal(loaded(IMAGES), shared(IMAGES))
 
 
 def test_projections_and_coefficients_are_trained() -> None:

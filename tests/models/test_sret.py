@@ -164,9 +164,9 @@ def test_any_number_of_passes_is_the_same_block_again(depth: int, unique: int) -
     tokens = x.flatten(2).transpose(1, 2)
     permutations = iter(model.permutations())
     for number in range(depth):
-        block, turn = stage.blocks[str(2 * (number - number % loops))], number % loops
-        order = next(permutations)() if turn % 2 else None
-        tokens = block(tokens, (4, 2)[turn % 2], order)
+        block = stage.blocks[str(2 * (number - number % loops))]
+        order = next(permutations)() if number % 2 else None
+        tokens = block(tokens, (4, 2)[number % 2], order)
         tokens = stage.blocks[str(2 * number + 1)](tokens)
     torch.testing.assert_close(stage(x).flatten(2).transpose(1, 2), tokens, atol=1e-6, rtol=0)
     assert sum(name.endswith("attn.qkv.weight") for name in stage.state_dict()) == unique
