@@ -35,6 +35,12 @@ class Unsupported(Exception):
     """The model does something this translation has no words for; the text says what."""
 
 
+def alike(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether two shapes are equal for every batch. Of `==` PyTorch would learn that the batch is the number it met."""
+    known = ([size if isinstance(size, int) else str(size.node.expr) for size in shape] for shape in (a, b))
+    return next(known) == next(known)
+
+
 @dataclass(frozen=True)
 class Ref:
     """A value that the graph computes."""

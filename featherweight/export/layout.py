@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from featherweight.export.aten import OPERATORS, Value, operator, permuted
-from featherweight.export.graph import Graph, Ref, Unsupported
+from featherweight.export.graph import Graph, Ref, Unsupported, alike
 
 MAX = (1 << 63) - 1
 
@@ -19,7 +19,7 @@ MAX = (1 << 63) - 1
 @operator
 def reshape(g: Graph, out: Tensor, *, self: Value, **shape: Any) -> str:
     """Every operator that only changes the shape: PyTorch has worked out which one."""
-    if tuple(self.shape) == tuple(out.shape):
+    if alike(self.shape, out.shape):
         return g.read(self)
     return g.op("Reshape", g.read(self), g.shape(out.shape, inferred=True))
 
@@ -30,7 +30,7 @@ OPERATORS.update(squeeze=reshape, unsqueeze=reshape, view_as=reshape)
 
 @operator
 def expand(g: Graph, out: Tensor, *, self: Value, size: Any = None, implicit: bool = False, other: Value = None) -> str:
-    if tuple(self.shape) == tuple(out.shape):
+    if alike(self.shape, out.shape):
         return g.read(self)
     return g.op("Expand", g.read(self), g.shape(out.shape))
 
@@ -115,7 +115,7 @@ def _slice(g: Graph, name: str, dim: int, start: int, end: int, step: int = 1) -
 def slice_(
     g: Graph, out: Tensor, *, self: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
 ) -> str:
-    if tuple(self.shape) == tuple(out.shape):
+    if alike(self.shape, out.shape):
         return g.read(self)
     bounds = (0 if start is None else start, MAX if end is None else end)
     if any(isinstance(bound, torch.SymInt) for bound in bounds):
@@ -183,7 +183,7 @@ def gather(g: Graph, out: Tensor, *, self: Value, dim: int, index: Value) -> str
     maker = g.made_by.get(index.name) if isinstance(index, Ref) else None
     if maker is not None and maker.op_type == "Expand" and dim % out.ndim == out.ndim - 2 and out.ndim >= 2:
         rows = g.made_by.get(maker.input[0])
-        if rows is not None and rows.op_type in ("Reshape", "Unsqueeze") and out.shape[-1] == self.shape[-1]:
+        if rows is not None and rows.op_type in ("Reshape", "Unsqueeze") and alike(out.shape[-1:], self.shape[-1:]):
             column = g.op("Reshape", maker.input[0], g.shape((*out.shape[:-1], 1), inferred=True))
             return g.op("GatherND", g.read(self), column, batch_dims=out.ndim - 2)
     return g.op("GatherElements", g.read(self), g.read(index), axis=dim % out.ndim)

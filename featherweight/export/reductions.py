@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from featherweight.export.aten import OPERATORS, Value, operator
-from featherweight.export.graph import Graph, Unsupported
+from featherweight.export.graph import Graph, Unsupported, alike
 
 
 # Many to few ---------------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def avg_pool2d(
 
 @operator
 def adaptive_avg_pool2d(g: Graph, out: Tensor, *, self: Value, output_size: Any) -> str:
-    if tuple(out.shape[-2:]) == (1, 1):
+    if alike(out.shape[-2:], (1, 1)):
         return g.op("GlobalAveragePool", g.read(self))
     kernel = [a // b if a % b == 0 else 0 for a, b in zip(self.shape[-2:], out.shape[-2:], strict=True)]
     if not all(kernel):

@@ -82,6 +82,7 @@ OPERATORS = {
     "split": lambda x: sum(a * b for a, b in zip(x.chunk(4, 2), x.split([4, 4, 4, 4], 2), strict=True)).sum(3),
     "unbind of a transposed value": lambda x: torch.stack(x.reshape(-1, 3, 2, 8, 16).permute(2, 0, 3, 1, 4).unbind(0)),
     "expand and repeat": lambda x: x[:, :1, :1].expand(-1, 3, 2, -1) + x.repeat(1, 1, 2, 1)[:, :, 15:17],
+    "a constant as long as the batch": lambda x: torch.arange(2.0).expand(x.shape[0], -1)[..., None] * x[:, 0, :2],
     "pad and roll": lambda x: F.pad(x, (1, 2, 0, 3), value=0.5).roll((2, -1), (2, 3)),
     "gather by element": lambda x: x.gather(3, x.argsort(dim=3)),
     "gather by row": lambda x: x[:, 0].gather(1, x[:, 1].topk(5, 1).indices[..., :1].sort(1).values.expand(-1, -1, 16)),
