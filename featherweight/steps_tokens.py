@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from torch import nn
@@ -55,11 +55,11 @@ def tokens(
     before = current(work)
     if all_sparse(before):
         raise LookupError("the model drops tokens already")
-    weights = {"ratio_weight": ratio_weight, "distill_weight": distill_weight, "token_weight": token_weight}
+    weights: dict[str, Any] = {"ratio_weight": ratio_weight, "distill_weight": distill_weight}
     where: dict[str, Any] = {"keep": keep, "at": at, "stage": stage, "score": score, "seed": seed}
     options: dict[str, Any] = {"threshold": threshold, "train": train, "ratio": ratio, "averaging": averaging}
     plan(before, **where, threshold=threshold)  # a mistake is told before anything is trained
-    method = DynamicViT(copy.deepcopy(before).eval(), **where, **options, **weights)
+    method = DynamicViT(copy.deepcopy(before).eval(), token_weight=token_weight, **where, **options, **weights)
     methods = (*work.methods, method)
     rates = _rates(before, score, predictor_lr, frozen)
     model = work.once("model", lambda: trained(work, before, methods, epochs, images, lr, **rates))
@@ -91,7 +91,7 @@ def merge(
     return finished_stage(work, f"merge (r {r})", model)
 
 
-def _rates(model: nn.Module, score: Score, predictor_lr: float, frozen: float) -> dict[str, Mapping[str, float]]:
+def _rates(model: nn.Module, score: Score, predictor_lr: float, frozen: float) -> dict[str, Any]:
     """How fast the new parts learn, and until when they learn alone; nothing where there are none."""
     if score != "predictor":
         return {}
