@@ -105,7 +105,8 @@ def remember(
     fingerprint: of the data. precision: that of the training. Under `torchrun` each process keeps its own. OptionError
     for batches without `cycle`, InputError for a folder with other answers.
     """
-    if batches.cycle is None:
+    variants = batches.cycle
+    if variants is None:
         raise OptionError("cycle", "say how many epochs of augmentation there are: Batches(..., cycle=10)")
     device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
     team = distributed.join(device)
@@ -115,7 +116,7 @@ def remember(
     _claim(Path(folder), facts, team)
     rows = len(batches.order(0))
     layout = Layout(Path(folder), team.rank, team.world, batches.batch_size, rows, batches.steps_per_epoch)
-    for variant in range(batches.cycle):
+    for variant in range(variants):
         missing = [part for part in range(layout.parts) if not layout.path(variant, part).is_file()]
         if not missing:
             continue

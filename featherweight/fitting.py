@@ -48,7 +48,7 @@ def trained(
     device = torch.device(plan.device)
     team = distributed.join(device, plan.timeout)
     rate = plan.lr if plan.lr_batch is None else rate_of(plan, team.world)
-    order = {"repeats": plan.repeats, "sampler": plan.sampler, "cycle": cache}
+    order: dict[str, Any] = {"repeats": plan.repeats, "sampler": plan.sampler, "cycle": cache}
     seen = work.batches("train", limit=plan.images, augment=augmented(plan, len(work.data.classes)), **order)
     judge = work.batches("val", limit=plan.validate_images)
     work.tell(
