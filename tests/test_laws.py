@@ -70,9 +70,17 @@ NEUTRAL: dict[str, Change] = {
     "grouping": lambda model, family: grouping.group(model, groups=1),
     "mixed depth": lambda model, family: mixed_depth.cut(recursion.share(model, loops=1, unique=3, nll_ratio=1.0)),
 }
+EVERYWHERE = tuple(CHANGES)
 CHANGES["cut to fewer passes"] = lambda model, family: mixed_depth.cut(model, loops=2)
+CHANGES["dynamicvit by threshold"] = lambda model, family: apply(model, dynamicvit.plan(model, threshold=0.45))
+CHANGES["dynamicvit by attention"] = lambda model, family: apply(model, dynamicvit.plan(model, score="attention"))
 OTHERS = [("quantize", "plain"), ("cut to fewer passes", "sret")]
-CASES = [(change, name) for change in CHANGES if change != "cut to fewer passes" for name in FAMILIES] + OTHERS
+OTHERS += [
+    ("dynamicvit by threshold", "ours"),
+    ("dynamicvit by threshold", "lvvit"),
+    ("dynamicvit by attention", "timm"),
+]
+CASES = [(change, name) for change in EVERYWHERE for name in FAMILIES] + OTHERS
 ALL = {**FAMILIES, "plain": PLAIN, "sret": SRET}
 
 
@@ -90,6 +98,7 @@ METHODS = {
     "deit": Training(lambda teacher: TokenDistill(teacher)),
     "dynamicvit": Training(lambda teacher: DynamicViT(teacher)),
     "dynamicvit alone": Training(lambda teacher: DynamicViT()),
+    "dynamicvit gathered": Training(lambda teacher: DynamicViT(teacher, train="gather"), families=("ours", "lvvit")),
     "token labelling": Training(lambda teacher: TokenLabelling(), families=("lvvit",)),
     "mixed depth": Training(lambda teacher: MixedDepth(), families=("sret",)),
     "mixed depth, taught": Training(lambda teacher: MixedDepth(teach=1.0), families=("sret",)),
