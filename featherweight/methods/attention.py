@@ -7,16 +7,16 @@ own norm and projections, so that no block has to hand them out. Not here: gradi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Anatomy, anatomy_of, blocks_of, prefix_of
+from ..anatomy import Anatomy, EveryToken, anatomy_of, blocks_of, prefix_of
 from ..errors import OptionError
 from ..modes import evaluating
-from ..surgery import submodule
+from ..surgery import all_of, submodule
 from .token_scores import all_sparse
 
 
@@ -56,22 +56,26 @@ def rollout(model: nn.Module, images: Tensor, *, residual: float = 0.5) -> Tenso
 
     The blocks' mean attention, `residual` of it the token itself, multiplied from the first block to the last (Abnar
     2020, 2005.00928). Tokens that were dropped on the way keep what they gave before. OptionError for a model without a
-    class token or with blocks that merge tokens.
+    class token, or one that merges tokens or attends in groups.
     """
     if not 0 <= residual < 1:
         raise OptionError("residual", f"{residual!r} is not from 0 to below 1; it is the share of a token in itself")
     anatomy, prefix = anatomy_of(model), prefix_of(model)
     if prefix < 1:
         raise OptionError("rollout", f"needs a class token; {type(model).__name__} has none")
-    with evaluating(model), _inputs(model) as seen, _survivors(model) as kept:
+    if all_of(model, EveryToken):
+        raise OptionError("rollout", f"{type(model).__name__} attends in groups, which rollout does not follow")
+    blocks = list(blocks_of(model).values())
+    with evaluating(model), _inputs(blocks) as seen, _survivors(model) as kept:
         model(images)
-    if len(seen) != len(blocks_of(model)):
+    if {number for number, _ in seen} != set(range(len(blocks))):
         raise OptionError("rollout", f"{type(model).__name__} runs its blocks in halves: it merges tokens on the way")
-    total = kept.pop(-1).shape[1] if -1 in kept else seen[0].shape[1] - prefix
-    flow, here = _start(seen[0], prefix, total)
-    for number, (block, x) in enumerate(zip(blocks_of(model).values(), seen, strict=True)):
+    total = kept.pop(-1).shape[1] if -1 in kept else seen[0][1].shape[1] - prefix
+    flow, here = _start(seen[0][1], prefix, total)
+    for number, x in seen:  # a block that runs several times is there several times
+        block = blocks[number]
         if number in kept:
-            flow, here = _rows(flow, here, kept[number])
+            flow, here = _rows(flow, here, kept.pop(number))
         mean = attention_of(block, anatomy, x).mean(1)  # (B, n, n)
         mixed = (1 - residual) * mean + residual * torch.eye(mean.shape[1], device=mean.device, dtype=mean.dtype)
         flow = mixed @ flow
@@ -94,14 +98,15 @@ def _rows(flow: Tensor, here: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _inputs(model: nn.Module) -> Iterator[list[Tensor]]:
-    """While inside, the tokens each block gets are appended to the list."""
-    seen: list[Tensor] = []
+def _inputs(blocks: Sequence[nn.Module]) -> Iterator[list[tuple[int, Tensor]]]:
+    """While inside, a block's number and the tokens it gets are appended to the list, each time one runs."""
+    seen: list[tuple[int, Tensor]] = []
+    numbers = {block: number for number, block in enumerate(blocks)}
 
-    def before(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        seen.append(args[0] if args else kwargs["hidden_states"])
+    def before(block: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        seen.append((numbers[block], args[0] if args else kwargs["hidden_states"]))
 
-    handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks_of(model).values()]
+    handles = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]
     try:
         yield seen
     finally:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from featherweight.anatomy import anatomy_of, blocks_of, prefix_of
 from featherweight.errors import OptionError
-from featherweight.methods import deit, dynamicvit, tome
+from featherweight.methods import deit, dynamicvit, grouping, recursion, tome
 from featherweight.methods.attention import attention_of, class_attention, rollout
 from featherweight.surgery import apply
 
@@ -82,6 +82,17 @@ def test_rollout_with_a_distillation_token() -> None:
     assert rollout(apply(host, deit.plan(host)), IMAGES).shape == (2, 16)
 
 
+@torch.no_grad()
+def test_rollout_of_blocks_that_run_several_times(family: Family) -> None:
+    model, shared = family.make(), recursion.share(family.make(), loops=3)
+    for block in list(blocks_of(model).values())[1:]:
+        block.load_state_dict(next(iter(blocks_of(model).values())).state_dict())
+    torch.testing.assert_close(rollout(shared, IMAGES), rollout(model, IMAGES))
+    sparse = recursion.share(family.make(), loops=2, unique=3)
+    sparse = apply(sparse, dynamicvit.plan(sparse, keep={1: 0.5}))
+    torch.testing.assert_close(rollout(sparse, IMAGES).sum(-1), torch.ones(2))
+
+
 def test_what_cannot_be_rolled_out_says_so() -> None:
     family = FAMILIES["ours"]
     model = family.make()
@@ -92,3 +103,5 @@ def test_what_cannot_be_rolled_out_says_so() -> None:
     merged = apply(model, tome.plan(model, r=2))
     with pytest.raises(OptionError, match="merges"):
         rollout(merged, IMAGES)
+    with pytest.raises(OptionError, match="attends in groups"):
+        rollout(grouping.group(model, groups=4), IMAGES)
