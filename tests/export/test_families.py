@@ -68,7 +68,19 @@ HOSTS: dict[str, Callable[[], nn.Module]] = {
 SIZES = {"vit, convolutions first, fixed positions": (16, 24), "dynamic convnext": (64, 64), "dynamic swin": (64, 64)}
 
 
-QUICK = ("vit distilled", "dynamicvit", "tome", "lvvit")
+OFTEN = (
+    "vit, convolutions first, fixed positions",
+    "dynamicvit",
+    "tome",
+    "lvvit dynamicvit",
+    "sret",
+    "dynamic convnext",
+)
+
+
+def some(*names: str) -> list[Any]:
+    """Every host; those that are not named are run with the slow tests."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in HOSTS]
 
 
 def made(name: str) -> tuple[nn.Module, Tensor]:
@@ -78,7 +90,7 @@ def made(name: str) -> tuple[nn.Module, Tensor]:
     return model.eval(), fill.normal("images of three", (3, 3, *SIZES.get(name, (SIZE, SIZE))))
 
 
-@pytest.mark.parametrize("name", list(HOSTS))
+@pytest.mark.parametrize("name", some(*OFTEN))
 @torch.no_grad()
 def test_one_file_for_any_batch(name: str, tmp_path: Path) -> None:
     model, images = made(name)
@@ -95,9 +107,7 @@ def test_one_file_for_any_batch(name: str, tmp_path: Path) -> None:
             np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4, rtol=0, err_msg=f"{session.backend} {count}")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in HOSTS]
-)
+@pytest.mark.parametrize("name", some("dynamicvit", "tome"))
 @torch.no_grad()
 def test_compiling_needs_no_break(name: str) -> None:
     """TorchDynamo follows the whole model, in evaluation; what a compiler makes of it is tested with the slow ones."""
