@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from featherweight import data, files, measure, recipe, runs
 from featherweight.data import Data
 from featherweight.errors import FeatherweightError
+from featherweight.interrupt import Interrupted
 from featherweight.layers import AuxLogits, TwoHeads
 from featherweight.methods.dynamicvit import set_keep
 from featherweight.methods.mixed_depth import cut, depth_of
@@ -136,31 +137,50 @@ def view(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     return {**found, "interval": list(found["interval"]), "right": base64.b64encode(right.tobytes()).decode("ascii")}
 
 
-def work_through(trials: Sequence[Trial], seeds: int, out: Path, source: Path) -> None:
-    """Every trial with every seed, in turn; what another process is at is left to it."""
+def work_through(trials: Sequence[Trial], seeds: int, out: Path, source: Path, tell: Callable[[], None]) -> int:
+    """Every trial with every seed, in turn; what another process is at is left to it. How many could not be done.
+
+    `tell` is called after each. One that fails is said, and the others go on.
+    """
     wanted = [(one, seed) for seed in range(seeds) for one in trials if seed == 0 or not one.once]
+    failed: set[tuple[str, int]] = set()
     loaded: Data | None = None
     while pending := [(one, seed) for one, seed in wanted if not result_of(out, one, seed).is_file()]:
-        progress = False
+        taken = False
         for one, seed in pending:
-            if not ready(one, seed, trials, out) or result_of(out, one, seed).is_file():
+            if (one.name, seed) in failed or not ready(one, seed, trials, out):
                 continue
+            loaded = loaded or data.load(source, val_share=0.1, in_memory=True)
             try:
                 with files.lock(out / "taken" / result_of(out, one, seed).stem):
-                    loaded = loaded or data.load(source, val_share=0.1, in_memory=True)
-                    print(f"{time.strftime('%H:%M:%S')} {one.name}, seed {seed}", flush=True)
-                    found = carried_out(one, seed, out, loaded)
-            except FeatherweightError as error:
+                    if not result_of(out, one, seed).is_file():
+                        kept(one, seed, out, loaded)
+            except (FeatherweightError, LookupError, TypeError, ValueError, RuntimeError) as error:
                 if "in use by another process" in str(error):
+                    taken = True
                     continue
-                raise
-            result_of(out, one, seed).parent.mkdir(parents=True, exist_ok=True)
-            files.publish_json(result_of(out, one, seed), found)
-            print(f"{time.strftime('%H:%M:%S')} {one.name}, seed {seed}: {found['views'][WHOLE]['top1']:.2%}")
-            progress = True
+                failed.add((one.name, seed))
+                say(f"{one.name}, seed {seed}: {type(error).__name__}: {error}")
+            tell()
             break  # from the top: what this one was needed for comes first
-        if not progress:
+        else:
+            if not taken:
+                break  # what is left needs what failed
             time.sleep(PAUSE)
+    return len(pending)
+
+
+def kept(one: Trial, seed: int, out: Path, source: Data) -> None:
+    """Do a trial and keep what was found."""
+    say(f"{one.name}, seed {seed}")
+    found = carried_out(one, seed, out, source)
+    result_of(out, one, seed).parent.mkdir(parents=True, exist_ok=True)
+    files.publish_json(result_of(out, one, seed), found)
+    say(f"{one.name}, seed {seed}: {found['views'][WHOLE]['top1']:.2%}")
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def ready(trial: Trial, seed: int, trials: Sequence[Trial], out: Path) -> bool:
@@ -184,6 +204,12 @@ def collect(out: Path, docs: Path) -> None:
         files.publish_json(docs / "measured" / f"study-{name}.json", {"format": 1, "trial": name, "runs": several})
 
 
+def write(out: Path, docs: Path) -> None:
+    """What is known so far, into the docs."""
+    collect(out, docs)
+    write_docs(docs)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="CIFAR-10: a folder with train and test, of any kind that is read")
@@ -197,12 +223,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.data is None:
             parser.error("--data is needed to train: the folder of CIFAR-10")
         try:
-            work_through(chosen(options.only), options.seeds, options.out, options.data)
-        except FeatherweightError as error:  # stopped, or the data are not there
+            left = work_through(
+                chosen(options.only), options.seeds, options.out, options.data, lambda: write(options.out, options.docs)
+            )
+        except (Interrupted, FeatherweightError) as error:  # stopped, or the data are not there
             print(error)
             return error.exit_code
-    collect(options.out, options.docs)
-    write_docs(options.docs)
+        return 1 if left else 0
+    write(options.out, options.docs)
     return 0
 
 

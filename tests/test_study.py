@@ -147,6 +147,12 @@ def test_the_page_is_written_from_what_is_stored(plan: ModuleType, table: Module
     assert page.read_text() == once
 
 
+def test_the_page_says_what_is_stored(table: ModuleType) -> None:
+    text = (ROOT / "docs" / "studies" / "vit.md").read_text(encoding="utf-8")
+    found = table.filled(text, table.stored(ROOT / "docs"))
+    assert found == text, "run: python benchmarks/vit_study.py --table"
+
+
 @pytest.fixture
 def tiny(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> data.Data:
     """A few digits in place of CIFAR-10, and two steps in place of five epochs."""
@@ -210,6 +216,7 @@ def test_a_second_process_leaves_what_is_taken(
     monkeypatch.setattr(study.data, "load", load)
     monkeypatch.setattr(study, "carried_out", lambda one, seed, out, source: {"views": {plan.WHOLE: {"top1": 0.5}}})
     (tmp_path / "results").mkdir()
-    study.work_through(plan.chosen(["dynamicvit"]), 1, tmp_path, tmp_path)
-    assert len(asked) == 1
+    told: list[int] = []
+    study.work_through(plan.chosen(["dynamicvit"]), 1, tmp_path, tmp_path, lambda: told.append(1))
+    assert len(asked) == len(told) == 1
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"vit-0.json", "dynamicvit-0.json"}
