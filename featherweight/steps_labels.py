@@ -27,6 +27,7 @@ def token_labelling(
     *,
     labels: Literal["teacher", "image"] = "teacher",
     top_k: Count = 5,
+    maps: str | None = None,
     cls_weight: Weight = 1.0,
     dense_weight: Weight = 1.0,
     mix_token: bool = True,
@@ -40,13 +41,14 @@ def token_labelling(
 ) -> Work:
     """Every token learns what the teacher says of its place, or the picture's label; `restart`: as the baseline began.
 
-    Labels are smoothed as much as the recipe says. Later trainings go on with it, but for mix-token, of which the
-    teachers of other methods do not know.
+    maps: the file with the label maps, for several runs; without, they are the step's own. Labels are smoothed as much
+    as the recipe says. Later trainings go on with it, but for mix-token, of which the teachers of other methods do not
+    know.
     """
     options: dict[str, Any] = {"cls_weight": cls_weight, "dense_weight": dense_weight, "mix_token": mix_token}
     options |= {"truth_if_agree": truth_if_agree, "truth_if_not": truth_if_not, "official": official}
-    maps = _maps(work, top_k) if labels == "teacher" else None
-    method = TokenLabelling(maps, smoothing=work.recipe.train.label_smoothing, **options)
+    known = _maps(work, top_k, maps) if labels == "teacher" else None
+    method = TokenLabelling(known, smoothing=work.recipe.train.label_smoothing, **options)
     begin = work.origin if restart and work.origin is not None else current(work)
     model = work.once("model", lambda: trained(work, begin, (method,), epochs, images, lr))
     title = f"token labels ({labels}{', mixed' if mix_token else ''})"
@@ -54,8 +56,8 @@ def token_labelling(
     return finished_stage(dataclasses.replace(work, methods=(*work.methods, later)), title, model)
 
 
-def _maps(work: Work, top_k: int) -> label_maps.LabelMaps:
-    """The teacher's label maps of the training part, kept in the step's folder."""
+def _maps(work: Work, top_k: int, path: str | None) -> label_maps.LabelMaps:
+    """The teacher's label maps of the training part, in this file or in the step's folder."""
     if work.teacher is None:
         raise OptionError("labels", "there is no teacher yet: put a step `teacher` before it, or say `labels: image`")
     known: dict[str, Any] = {
@@ -63,7 +65,7 @@ def _maps(work: Work, top_k: int) -> label_maps.LabelMaps:
         "top_k": top_k,
         "batch_size": work.recipe.train.batch_size,
     }
-    return label_maps.make(work.teacher, work.data, work.place / FILE, log=_told(work), **known)
+    return label_maps.make(work.teacher, work.data, path or work.place / FILE, log=_told(work), **known)
 
 
 def _preprocess(work: Work) -> Preprocess:

@@ -43,6 +43,21 @@ def test_tokens_learn_from_the_teachers_maps_and_go_on_after(tmp_path: Path) -> 
     assert all(torch.equal(a, b) for a, b in zip(work.model.parameters(), second.model.parameters(), strict=True))
 
 
+def test_runs_may_share_their_maps(tmp_path: Path) -> None:
+    file = tmp_path / "maps.safetensors"
+
+    def taught(name: str, **options: object) -> None:
+        steps = ["teacher", "load", {"token_labelling": {"maps": str(file), **options}}]
+        runs.run(plan(model=LVVIT, steps=steps, name=name), project=tmp_path)
+
+    taught("first")
+    before = file.read_bytes()
+    taught("second", lr=1e-4)
+    assert file.read_bytes() == before
+    with pytest.raises(InputError, match="made from another setting"):
+        taught("third", top_k=2)
+
+
 def test_what_must_come_before() -> None:
     assert defaults("token_labelling")["labels"] == "teacher"
     with pytest.raises(InputError, match=r"steps\[1\]\.token_labelling: there is no teacher yet"):
