@@ -93,8 +93,8 @@ class MixedDepth(Method):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         deepest = depth_of(model)
-        if deepest < 2 or self.least > deepest:
-            raise OptionError("least", f"{self.least} passes of {deepest} leave nothing to mix")
+        if self.least >= deepest:
+            raise OptionError("least", f"{self.least} of {deepest} passes leave nothing to mix")
         new = copy.deepcopy(model)
         record(new, edits_of(model))
         if not self.teach:
@@ -120,8 +120,8 @@ class MixedDepth(Method):
         return new
 
     def drawn(self, deepest: int, progress: float) -> int:
-        """The number of passes at this point of a run: of the full depth's lesson, one that is not the full depth."""
-        top = deepest - 1 if self.teach and deepest > self.least else deepest
+        """The number of passes at this point of a run; of those that the full depth teaches, fewer than it has."""
+        top = deepest - 1 if self.teach else deepest
         words = np.frombuffer(struct.pack("<d", progress), dtype="<u4")
         noise = np.random.SeedSequence([self.seed, *words.tolist()]).generate_state(1)
         return self.least + int(noise[0]) % (top - self.least + 1)
