@@ -106,6 +106,9 @@ def plan(
         raise OptionError("stage", f"is for timm's ConvNeXt and Swin; {type(model).__name__} has one list of blocks")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise OptionError("seed", f"{seed!r} is not a whole number from 0 to 2**32 - 1")
+    if threshold is not None and getattr(model, "global_pool", "token") not in ("token", ""):
+        text = f"{type(model).__name__} averages its tokens, so rows of a batch cannot be filled up; leave it out"
+        raise OptionError("threshold", text)
     found = stages(keep, at, len(blocks_of(model)))
     spec: dict[str, Any] = {"keep": [[place, share] for place, share in found.items()], **chosen}
     if score != "predictor":

@@ -215,8 +215,10 @@ def test_the_authors_names_are_known(name: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == wanted["params"]
 
 
+@pytest.mark.parametrize("name", ["convnext", "swin"])
 @torch.no_grad()
-def test_it_exports(host: nn.Module, tmp_path: Path) -> None:
+def test_it_exports(name: str, tmp_path: Path) -> None:
+    host = filled(HOSTS[name]())
     onnx = pytest.importorskip("featherweight.export.onnx")
     session = pytest.importorskip("featherweight.runtime.session")
     exported = onnx.export(sparse_of(host), IMAGES, tmp_path / "m.onnx", extra=("kept_tokens",))
