@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .. import distributed
 from ..data import Batches, Data
 from ..doors import checkpoint
 from ..doors.checkpoint import Stored
@@ -77,8 +78,9 @@ def make(
     """The label maps of a part of the data, by any classifier; found again where `path` holds these very maps.
 
     The teacher sees each picture whole, stretched to the size of its `preprocess`. dense: what asks it about places,
-    images (B, 3, H, W) -> logits (B, K, h, w). log: gets how many pictures are done, of how many. Raises InputError
-    where `path` holds something else, OptionError for a teacher that cannot be asked.
+    images (B, 3, H, W) -> logits (B, K, h, w). log: gets how many pictures are done, of how many. Under `torchrun` one
+    process makes them and the others wait. Raises InputError where `path` holds something else, OptionError for a
+    teacher that cannot be asked.
     """
     images = getattr(data, part, None)
     if images is None:
@@ -87,31 +89,41 @@ def make(
         raise OptionError("top_k", f"{top_k!r} is not 1 or more")
     whole = replace(preprocess, resize="exact", crop_pct=1.0)
     made_from = _made_from(data, part, teacher, whole, top_k, dense)
-    if Path(path).exists():
-        return read(path, made_from=made_from)
+    team = distributed.join(_device(teacher))
+    if team.any(not Path(path).exists()):
+        if team.leads:
+            batches = Batches(images, whole, batch_size=batch_size)
+            scores, classes = _asked(teacher, batches, len(data.classes), top_k, dense, log)
+            write(LabelMaps(scores, classes, num_classes=len(data.classes), made_from=made_from), path)
+        team.wait()
+    return read(path, made_from=made_from)
+
+
+def _asked(
+    teacher: nn.Module, batches: Batches, num_classes: int, top_k: int, dense: Dense, log: Log | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """What the teacher says of all pictures in their order: scores and classes (n, k, h, w)."""
     found: list[tuple[NDArray[Any], NDArray[Any]]] = []
-    num_classes = 0
+    done, count = 0, batches.samples_per_epoch
     with evaluating(teacher), torch.no_grad():
-        for batch in Batches(images, whole, batch_size=batch_size).epoch(0):
+        for batch in batches.epoch(0):
             logits = dense(teacher, batch["image"].to(_device(teacher)))
-            num_classes = _checked(logits, len(data.classes), batch["index"])
+            _check_answer(logits, num_classes, batch["index"])
             found.append(best(logits, top_k))
+            done += len(logits)
             if log is not None:
-                log(min(len(found) * batch_size, len(images)), len(images))
+                log(done, count)
     scores, classes = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    maps = LabelMaps(scores, classes, num_classes=num_classes, made_from=made_from)
-    write(maps, path)
-    return maps
+    return scores, classes
 
 
-def _checked(logits: Tensor, wanted: int, index: Tensor) -> int:
-    """The number of classes; OptionError if it is not the data's, Diverged if something is not finite."""
+def _check_answer(logits: Tensor, wanted: int, index: Tensor) -> None:
+    """OptionError for other classes than the data's, Diverged where something is not finite."""
     if logits.ndim != 4 or logits.shape[1] != wanted:
         text = f"answers about places with logits {tuple(logits.shape)}; needed: (images, {wanted} classes, h, w)"
         raise OptionError("teacher", text)
     if not bool(torch.isfinite(logits).all()):
         raise Diverged(f"label maps: the teacher's logits of pictures {index.tolist()[:8]}, ... are not finite")
-    return wanted
 
 
 def best(logits: Tensor, top_k: int) -> tuple[NDArray[Any], NDArray[Any]]:
