@@ -115,6 +115,15 @@ def test_the_crop_is_where_the_picture_is_and_the_official_one_is_not() -> None:
         )
 
 
+@pytest.mark.parametrize("grid", [(2, 3), (4, 2), (1, 1), (4, 6)])
+def test_a_whole_picture_is_pooled(grid: tuple[int, int]) -> None:
+    scores, classes = fill.normal("scores", (2, 1, 4, 6)), torch.zeros(2, 1, 4, 6, dtype=torch.int64)
+    found = cropped(scores, classes, *(t.expand(2, *t.shape[1:]) for t in WHOLE), grid, 3)
+    wanted = F.avg_pool2d(scores, (4 // grid[0], 6 // grid[1])).flatten(1)
+    torch.testing.assert_close(found[..., 0], wanted)
+    assert not found[..., 1:].any()
+
+
 def test_one_picture_alone_and_mixed_labels() -> None:
     scores, classes = (t[:1] for t in stored_maps())
     assert cropped(scores, classes, *WHOLE, (14, 14), 20).shape == (1, 196, 20)  # the official code: (20, 197)
