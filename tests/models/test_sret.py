@@ -24,7 +24,7 @@ REST = (
     "sret_s_wo_slice_finetune_384",
 )  # fmt: skip
 FAMILY = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in REST)]
-ATOL = 2e-5  # right and wrong differ by 2.8e-4 and more, two right ones by 1e-6
+ATOL = 2e-5  # for numbers of about 1: right and wrong differ by 2.8e-4 and more, two right ones by 1e-6
 FUNCTIONS = golden("functions_sret")
 
 
@@ -70,7 +70,7 @@ def compare(found: dict[str, Tensor], wanted: dict[str, Any]) -> None:
     digests = {name: digest for name, digest in wanted.items() if isinstance(digest, dict)}
     assert set(digests) <= set(found)
     for name, digest in digests.items():
-        agrees(found[name], digest, atol=ATOL)
+        agrees(found[name], digest, atol=ATOL * max(1.0, digest["std"]))  # rounding grows with the numbers
 
 
 @pytest.mark.parametrize("name", [*QUICK, *REST])
