@@ -144,7 +144,9 @@ class Permutation(nn.Module):
     def __init__(self, tokens: int, *, seed: int, redraw: bool) -> None:
         super().__init__()
         self.seed, self.redraw = seed, redraw
-        drawn = torch.randperm(tokens, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+        drawn = torch.empty(tokens, dtype=torch.int64)
+        if not drawn.is_meta:  # of an outline the shapes are enough
+            drawn = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("order", drawn, persistent=False)
         self.register_buffer("inverse", inverted(drawn), persistent=False)
 

@@ -15,10 +15,11 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from ..anatomy import Anatomy, Around, EveryToken, anatomy_of, blocks_of
-from ..errors import OptionError
+from ..errors import OptionError, closest
 from ..recurrence import Permutation, in_groups
 from ..surgery import Edit, all_of, apply, edit_kind, put, submodule
 
+MOST = 1 << 24  # patches, what a file may ask for
 Permute = Literal["alternate", "all", "none"]
 
 
@@ -57,11 +58,12 @@ def group_attention(
 ) -> nn.Module:
     """The model whose block at that path attends in groups, of tokens permuted by a seed or (None) in order."""
     _check_groups(groups, tokens)
-    inner, parent = submodule(model, block), submodule(model, block.rpartition(".")[0])
-    if isinstance(parent, Grouped):
+    if block not in (known := blocks_of(model)):
+        raise OptionError("grouping", f"no block {block!r}; {closest(block, known)}".strip(" ;"))
+    if isinstance(submodule(model, block.rpartition(".")[0]), Grouped):
         raise OptionError("grouping", f"{block} attends in groups already")
-    order = None if seed is None else Permutation(tokens, seed=seed, redraw=redraw)
-    return put(model, block, Grouped(inner, anatomy_of(model), tokens, groups, order))
+    order = None if seed is None else Permutation(tokens, seed=_checked(seed), redraw=redraw)
+    return put(model, block, Grouped(known[block], anatomy_of(model), tokens, groups, order))
 
 
 def plan(
@@ -90,7 +92,7 @@ def plan(
     for number, place in enumerate(sorted(range(len(blocks)) if at is None else at)):
         permuted = permute == "all" or (permute == "alternate" and number % 2 == 1)
         spec = {"block": blocks[place], "tokens": many, "groups": groups, "redraw": redraw}
-        edits.append(Edit("", "group_attention", {**spec, "seed": seed + place if permuted else None}))
+        edits.append(Edit("", "group_attention", {**spec, "seed": (seed + place) % 2**32 if permuted else None}))
     return edits
 
 
@@ -100,15 +102,22 @@ def group(model: nn.Module, **options: Any) -> nn.Module:
 
 
 def _check_groups(groups: int, tokens: int) -> None:
+    if type(tokens) is not int or not 1 <= tokens <= MOST:
+        raise OptionError("tokens", f"{tokens!r} is not a number of patches, 1 to {MOST}")
     if type(groups) is not int or groups < 1 or tokens % groups:
         raise OptionError("groups", f"{groups!r} does not divide the {tokens} patches")
+
+
+def _checked(seed: int) -> int:
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise OptionError("seed", f"{seed!r} is not a whole number from 0 to 2**32 - 1")
+    return seed
 
 
 def _check(model: nn.Module, at: Sequence[int] | None, permute: str, seed: int, depth: int) -> None:
     if permute not in get_args(Permute):
         raise OptionError("permute", f"{permute!r} is not one of {', '.join(get_args(Permute))}")
-    if type(seed) is not int or not 0 <= seed < 2**32:
-        raise OptionError("seed", f"{seed!r} is not a whole number from 0 to 2**32 - 1")
+    _checked(seed)
     for place in at or ():
         if not 0 <= place < depth:
             raise OptionError("at", f"no block {place}: the model has {depth}, counted from 0")
@@ -122,7 +131,4 @@ def _patches(model: nn.Module, tokens: int | None) -> int:
     known = anatomy_of(model).patches
     if tokens is None and known is None:
         raise OptionError("tokens", f"say how many patches {type(model).__name__} has; its anatomy does not tell")
-    found = known(model) if tokens is None and known is not None else tokens
-    if type(found) is not int or found < 1:
-        raise OptionError("tokens", f"{found!r} is not a number of patches")
-    return found
+    return known(model) if tokens is None and known is not None else tokens  # type: ignore[return-value]

@@ -14,7 +14,7 @@ from featherweight.errors import OptionError
 from featherweight.methods import deit, dynamicvit, grouping
 from featherweight.methods.grouping import Grouped
 from featherweight.models.vit import VisionTransformer, ViTConfig
-from featherweight.surgery import all_of, apply
+from featherweight.surgery import Edit, all_of, apply
 
 TOKENS = 16
 
@@ -117,11 +117,27 @@ def test_it_keeps_every_token() -> None:
         ({"permute": "some"}, "permute: 'some' is not one of alternate, all, none"),
         ({"seed": -1}, "seed: -1 is not a whole number"),
         ({"tokens": 0}, "tokens: 0 is not a number of patches"),
+        ({"tokens": 10**12}, "tokens: 1000000000000 is not a number of patches"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, object], says: str) -> None:
     with pytest.raises(OptionError, match=says):
         grouping.plan(FAMILIES["ours"].make(), **options)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"block": "head"}, "no block 'head'"),
+        ({"tokens": 10**12}, "tokens: 1000000000000"),
+        ({"seed": "1"}, "seed: '1' is not"),
+        ({"groups": 3}, "groups: 3 does not divide"),
+    ],
+)
+def test_what_a_file_asks_for_is_checked(spec: dict[str, object], says: str) -> None:
+    whole = {"block": "blocks.0", "tokens": 16, "groups": 4, "seed": 1, "redraw": True, **spec}
+    with pytest.raises(OptionError, match=says):
+        apply(FAMILIES["ours"].make(), [Edit("", "group_attention", whole)])
 
 
 def test_twice_is_refused() -> None:
