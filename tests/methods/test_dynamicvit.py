@@ -27,7 +27,9 @@ from featherweight.methods.dynamicvit import (
     recording,
     stages,
     token_distance,
+    token_kl,
 )
+from featherweight.methods.dynamicvit_loss import ratio_distance
 from featherweight.models import zoo
 from featherweight.models.vit import Attention, ViTConfig
 from featherweight.surgery import apply, find, submodule
@@ -106,6 +108,17 @@ def test_the_losses() -> None:
     total = terms["task"] + terms["ratio"] + options.distill_weight * kl(logits, answer) + options.token_weight * tokens
     assert float(total) == pytest.approx(wanted["total"], rel=1e-6)
     assert float(token_distance(torch.ones(1, 2, 3), torch.zeros(1, 2, 3), torch.zeros(1, 2, 1))) == 0.0
+
+
+def test_the_variants_of_the_losses() -> None:
+    wanted, shares = FUNCTIONS["losses"], FUNCTIONS["losses"]["inputs"]["keep_ratio"]
+    decisions = [(fill.normal(f"dl:dec{k}", (3, 7)) > (-0.5, 0, 0.4)[k]).float()[..., None] for k in range(3)]
+    official = wanted["dynamic(batch-level ratio)"]["ratio_sum_over_stages"]
+    assert float(3 * ratio_distance([d.mean() for d in decisions], shares)) == pytest.approx(official, rel=1e-6)
+    tokens, teacher = fill.normal("dl:tok", (3, 7, 5)), fill.normal("dl:tok_t", (3, 7, 5))
+    kept = fill.normal("dl:mask", (3, 7, 1)) > 0
+    assert float(token_kl(tokens, teacher, kept)) == pytest.approx(wanted["lvvit(kl tokens)"]["token"], rel=1e-6)
+    assert float(token_kl(tokens, teacher, kept & False)) == 0.0
 
 
 @pytest.mark.parametrize("rate", list(FUNCTIONS["kept_tokens_for_base_rate_of_196"]))
