@@ -10,6 +10,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import secrets
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from featherweight.errors import FeatherweightError, OptionError
 
+PATIENCE = 300.0  # seconds for all processes of a start to come
 SIGNS = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe")  # of a process that is lost
 
 
@@ -98,10 +101,45 @@ def join(device: torch.device, timeout: float | None = None) -> Team:
             return Team()
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        patience = timedelta(seconds=timeout) if timeout is not None else None
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+        _init("nccl" if device.type == "cuda" else "gloo", timeout)
         atexit.register(_leave)
     return Team(distributed.get_rank(), distributed.get_world_size())
+
+
+def _init(backend: str, timeout: float | None) -> None:
+    """Join the processes of this start, and not what an earlier start has left in torchrun's store.
+
+    PyTorch keeps one store over all restarts, with the addresses of the processes that died (seen in 2.14).
+    """
+    patience = timedelta(seconds=timeout) if timeout is not None else None
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        distributed.init_process_group(backend, timeout=patience)
+        return
+    store, rank, world = next(distributed.rendezvous("env://"))
+    store = distributed.PrefixStore(f"featherweight/{_start(store, rank, world)}", store)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
+
+
+def _start(store: distributed.Store, rank: int, world: int) -> str:
+    """A name for this start that all its processes agree on: rank 0 answers what nobody has asked before."""
+    if rank:
+        question = secrets.token_hex(8)
+        store.set(f"featherweight/asks/{rank}", question)
+        name = store.get(f"featherweight/answer/{question}").decode()
+        store.set(f"featherweight/heard/{name}/{rank}", "1")
+        return name
+    name, waiting = secrets.token_hex(8), set(range(1, world))
+    end = time.monotonic() + PATIENCE
+    while waiting:
+        if time.monotonic() > end:
+            raise Lost(f"{len(waiting)} of {world} processes have not come: {sorted(waiting)[:8]}")
+        for other in sorted(waiting):
+            if store.check([f"featherweight/asks/{other}"]):
+                store.set(f"featherweight/answer/{store.get(f'featherweight/asks/{other}').decode()}", name)
+            if store.check([f"featherweight/heard/{name}/{other}"]):
+                waiting.discard(other)
+        time.sleep(0.01)
+    return name
 
 
 def here() -> Team:

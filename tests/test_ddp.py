@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import tiny_training as tiny
 import torch
 from torch import Tensor
 
-from featherweight import checkpoint
+from featherweight import checkpoint, distributed
 from featherweight.journal import Journal
 
 HERE = Path(__file__).resolve().parent
@@ -172,3 +174,17 @@ def test_a_recipe_is_carried_out_by_two_processes_and_written_by_one(tmp_path: P
     assert "'event': 'train'" not in second
     assert silent == ""
     assert '"processes": 2' in (tmp_path / "tiny" / "env.json").read_text()
+
+
+def test_a_restart_does_not_meet_the_processes_that_died() -> None:
+    """What an earlier start has left in the store is answered to nobody."""
+    store = torch.distributed.HashStore()
+    store.set_timeout(timedelta(seconds=20))
+    store.set("featherweight/asks/1", "the dead one's question")
+    names = []
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(lambda rank: distributed._start(store, rank, 3), (2, 1, 0)))
+        assert len(set(found)) == 1
+        names += found[:1]
+    assert len(set(names)) == 2
