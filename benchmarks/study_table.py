@@ -129,18 +129,19 @@ def claims(results: Results) -> str:
 def trials(results: Results) -> str:
     """The table of the trainings."""
     lines = [
-        "| | training | top-1, % | 95 % of the pictures | seeds | parameters | MMACs | name |",
-        "|---|---|---:|---|---:|---:|---:|---|",
+        "| | training | top-1, % | 95 % of the pictures | seeds | parameters | MMACs | minutes of a core | name |",
+        "|---|---|---:|---|---:|---:|---:|---:|---|",
     ]
     for one in TRIALS:
         for view, title in views_of(one, results):
             runs = [run for _, run in sorted(results.get(one.name, {}).items()) if view in run["views"]]
-            cells = [one.claim, title, MISSING, "–", "0", "–", "–", f"`{one.name}`"]
+            cells = [one.claim, title, MISSING, "–", "0", "–", "–", "–", f"`{one.name}`"]
             if runs:
                 accuracies = [100 * run["views"][view]["top1"] for run in runs]
                 low, high = np.mean([run["views"][view]["interval"] for run in runs], axis=0)
                 cells[2:5] = spread(accuracies), f"{100 * low:.1f} to {100 * high:.1f}", str(len(runs))
                 cells[5:7] = f"{runs[0]['params']:,}", f"{runs[0]['macs'] / 1e6:.2f}"
+                cells[7] = f"{mean(run['cpu_minutes'] for run in runs):.1f}"
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -108,12 +108,12 @@ def answers(work: Work, model: nn.Module) -> tuple[Answers, np.ndarray]:
 
 def carried_out(trial: Trial, seed: int, out: Path, source: Data) -> dict[str, Any]:
     """Train, or go on; then evaluate, once. What is found as plain values."""
-    began = time.process_time()
-    plan = planned(trial, seed, out)
-    work = runs.run(plan, project=out / "runs", name=folder_of(out, trial, seed).name, source=source)
-    if (model := work.model) is None:
-        raise SystemExit(f"{trial.recipe} makes no model")
-    views, labels = answers(work, model)
+    plan, folder = planned(trial, seed, out), folder_of(out, trial, seed)
+    with clocked(folder.with_suffix(".seconds")) as clock:
+        work = runs.run(plan, project=folder.parent, name=folder.name, source=source)
+        if (model := work.model) is None:
+            raise ValueError(f"{trial.recipe} makes no model")
+        views, labels = answers(work, model)
     example = next(iter(work.batches("test", size=1, limit=1).epoch(0)))["image"]
     return {
         "trial": trial.name,
@@ -124,10 +124,26 @@ def carried_out(trial: Trial, seed: int, out: Path, source: Data) -> dict[str, A
         "steps": recipe.plain(plan)["steps"],
         "params": measure.parameters(model),
         "macs": measure.macs(model, example),
-        "cpu_minutes": round((time.process_time() - began) / 60, 2),  # of the last start, if it was killed before
+        "cpu_minutes": round(clock() / 60, 2),
         "machine": measure.machine(),
         "views": {name: view(logits, labels) for name, logits in views.items()},
     }
+
+
+@contextlib.contextmanager
+def clocked(path: Path) -> Iterator[Callable[[], float]]:
+    """Processor seconds spent inside, those of earlier starts included, which are kept at `path`; a kill loses some."""
+    before = float(path.read_text()) if path.is_file() else 0.0
+    began = time.process_time()
+
+    def spent() -> float:
+        return before + time.process_time() - began
+
+    try:
+        yield spent
+    finally:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.publish(path, f"{spent():.1f}\n".encode())
 
 
 def view(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

@@ -46,7 +46,8 @@ def result(trial: str, seed: int, views: dict[str, np.ndarray]) -> dict[str, Any
         bits = base64.b64encode(np.packbits(right).tobytes()).decode()
         top1 = float(right.mean())
         seen[name] = {"top1": top1, "n": len(right), "interval": [top1 - 0.03, top1 + 0.03], "right": bits}
-    return {"trial": trial, "seed": seed, "params": 230_506, "macs": 4_330_880, "views": seen}
+    numbers = {"params": 230_506, "macs": 4_330_880, "cpu_minutes": 3.25}
+    return {"trial": trial, "seed": seed, **numbers, "views": seen}
 
 
 def right(share: float, flipped: int = 0) -> np.ndarray:
