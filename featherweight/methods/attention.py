@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..anatomy import Anatomy, EveryToken, anatomy_of, blocks_of, prefix_of
 from ..errors import OptionError
@@ -20,17 +21,25 @@ from ..surgery import all_of, submodule
 from .token_scores import all_sparse
 
 
-def queries_and_keys(block: nn.Module, anatomy: Anatomy, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A block's input (B, N, C) -> scaled queries and keys (B, h, N, d). LookupError for a record without halves."""
+def queries_and_keys(block: nn.Module, anatomy: Anatomy, x: Tensor, first: int | None = None) -> tuple[Tensor, Tensor]:
+    """A block's input (B, N, C) -> scaled queries and keys (B, h, N, d), or those of the `first` queries only.
+
+    LookupError for a record without halves.
+    """
     if anatomy.halves is None:
         raise LookupError("the family's record has no halves: Anatomy(..., halves=Halves(attend, mlp))")
     y = submodule(block, anatomy.halves.norm)(x)
     heads = int(getattr(submodule(block, anatomy.attention), anatomy.num_heads))
     layers = [submodule(block, path) for path in anatomy.qkv]
     if len(layers) == 3:
-        q, k = (layer(y).unflatten(-1, (heads, -1)).transpose(1, 2) for layer in layers[:2])
+        q, k = layers[0](y[:, :first]), layers[1](y)
+    elif type(layers[0]) is nn.Linear:  # without the values
+        w, b = layers[0].weight.chunk(3), (None, None) if layers[0].bias is None else layers[0].bias.chunk(3)
+        q, k = F.linear(y[:, :first], w[0], b[0]), F.linear(y, w[1], b[1])
     else:
-        q, k, _ = layers[0](y).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, _ = layers[0](y).chunk(3, dim=-1)
+        q = q[:, :first]
+    q, k = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k))
     if path := anatomy.halves.key_norm:
         parent, _, name = path.rpartition(".")
         q = submodule(block, f"{parent}.{name.replace('k', 'q', 1)}")(q)
@@ -46,8 +55,8 @@ def attention_of(block: nn.Module, anatomy: Anatomy, x: Tensor) -> Tensor:
 
 def class_attention(block: nn.Module, anatomy: Anatomy, x: Tensor, prefix: int) -> Tensor:
     """How much the class token attends to each patch in this block, mean over heads: (B, P + N, C) -> (B, N)."""
-    q, k = queries_and_keys(block, anatomy, x)
-    return (q[:, :, :1] @ k.transpose(-2, -1)).softmax(-1).mean(1)[:, 0, prefix:]
+    q, k = queries_and_keys(block, anatomy, x, first=1)
+    return (q @ k.transpose(-2, -1)).softmax(-1).mean(1)[:, 0, prefix:]
 
 
 @torch.no_grad()

@@ -62,8 +62,8 @@ def sparse_tokens(
     if all_sparse(model):
         raise OptionError("sparse_tokens", "this model drops tokens already")
     depth, dim, prefix, anatomy = len(blocks_of(model)), embed_dim(model), prefix_of(model), anatomy_of(model)
-    check_shares(dict(keep), depth, falling=True)
-    check_choice(score, threshold)
+    keep = list(check_shares(dict(keep), depth, falling=True).items())
+    check_choice(score, threshold, seed)
     if score == "attention" and (prefix < 1 or anatomy.halves is None):
         text = f"attention needs a class token, and blocks described in halves; {type(model).__name__} lacks one"
         raise OptionError("score", text)
@@ -96,7 +96,7 @@ def plan(
     class token in the block that follows) are baselines without predictors. threshold: keep the tokens at least this
     likely to be kept, in place of a fixed count. OptionError for options that do not fit the model.
     """
-    check_choice(score, threshold)
+    check_choice(score, threshold, seed)
     chosen = {"threshold": threshold} if threshold is not None else {}
     if maps.pyramid_of(model) is not None:
         if score != "predictor":
@@ -104,8 +104,6 @@ def plan(
         return maps.plan(model, keep=keep, at=at, stage=maps.STAGE if stage is None else stage, **chosen)
     if stage is not None:
         raise OptionError("stage", f"is for timm's ConvNeXt and Swin; {type(model).__name__} has one list of blocks")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise OptionError("seed", f"{seed!r} is not a whole number from 0 to 2**32 - 1")
     if threshold is not None and getattr(model, "global_pool", "token") not in ("token", ""):
         text = f"{type(model).__name__} averages its tokens, so rows of a batch cannot be filled up; leave it out"
         raise OptionError("threshold", text)
@@ -170,7 +168,7 @@ class DynamicViT(Method):
     averaging: losses.Averaging = field(default="official")
 
     def __post_init__(self) -> None:
-        check_choice(self.score, self.threshold)
+        check_choice(self.score, self.threshold, self.seed)
         losses.check(self.ratio, self.averaging)
         if self.train not in TRAININGS:
             raise OptionError("train", f"{self.train!r} is not one of {', '.join(TRAININGS)}")

@@ -240,7 +240,7 @@ def sparse_stage(
     check_choice("predictor", threshold)
     pyramid, path = _pyramid(model), blocks_path(model, stage)
     blocks = submodule(model, path)
-    check_shares(dict(keep), len(list(blocks.children())), falling=False)
+    keep = list(check_shares(dict(keep), len(list(blocks.children())), falling=False).items())
     dim = _width(blocks)
     return put(model, path, SparseStage(blocks, pyramid, keep, dim, threshold))
 

@@ -147,8 +147,10 @@ def check_shares(found: Mapping[int, float], depth: int, *, falling: bool) -> di
     return ordered
 
 
-def check_choice(score: str, threshold: float | None) -> None:
-    """OptionError for an unknown score, or a threshold that is no probability or has no predictor to ask."""
+def check_choice(score: str, threshold: float | None, seed: int = 0) -> None:
+    """OptionError for an unknown score, a threshold that is no probability or has no predictor to ask, or a seed."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise OptionError("seed", f"{seed!r} is not a whole number from 0 to 2**32 - 1")
     if score not in SCORES:
         raise OptionError("score", f"no {score!r}; {closest(str(score), SCORES)}Known: {', '.join(SCORES)}")
     if threshold is None:
