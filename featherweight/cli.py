@@ -73,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     screen = Screen()
     try:
         screen, tokens = _screen(tokens)
+        if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
+            screen.quiet, screen.json = True, False
         console.use(screen)
         _prepare(screen)
         if not tokens or tokens in (["--help"], ["-h"], ["help"]):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ def run(
     team = distributed.join(torch.device(plan.train.device), plan.train.timeout)
     if team.world > 1 and plan.budget is not None:
         raise OptionError("budget", "is judged by one process: run this recipe without torchrun")
+    if team.differs(zlib.crc32(str(folder).encode())):
+        raise OptionError("name", "several processes need one run folder: give --name")
     with team.watched(), held(folder, team), threads(plan.threads):
         tell = teller(folder, progress) if team.leads else silent
         try:

@@ -19,7 +19,7 @@ from torch import nn
 from featherweight import checkpoint, optim, runs, train
 from featherweight.data.transforms import Augment
 from featherweight.distributed import Lost
-from featherweight.errors import InputError
+from featherweight.errors import InputError, OptionError
 from featherweight.interrupt import Interrupted
 from featherweight.journal import Journal
 from featherweight.methods.deit import TokenDistill
@@ -161,6 +161,12 @@ def recipe(folder: Path) -> None:
         (folder / f"{time_}-{rank()}.txt").write_text("\n".join(str(event) for event in told.events))
     assert work.model is not None
     save(work.model, folder / f"model-{rank()}")
+    for change in ({"name": f"mine-{rank()}"}, {"budget": {"max_drop": "1%"}}):
+        try:
+            runs.run(tiny_runs.training(**change), project=folder)
+        except OptionError as error:
+            with (folder / f"refused-{rank()}.txt").open("a") as notes:
+                notes.write(f"{error}\n")
 
 
 def hung(folder: Path) -> None:

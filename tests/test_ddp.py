@@ -173,6 +173,10 @@ def test_a_recipe_is_carried_out_by_two_processes_and_written_by_one(tmp_path: P
     assert "found as it was left" in second
     assert "'event': 'train'" not in second
     assert silent == ""
+    for rank in (0, 1):
+        refused = (tmp_path / f"refused-{rank}.txt").read_text()
+        assert "name: several processes need one run folder" in refused
+        assert "budget: is judged by one process" in refused
     assert '"processes": 2' in (tmp_path / "tiny" / "env.json").read_text()
 
 
