@@ -332,7 +332,7 @@ def test_what_cannot_be_run_is_said_in_a_line(tmp_path: Path) -> None:
         runs.run(tiny.plan(), project=tmp_path, overrides=["seed=1"])
     with pytest.raises(InputError, match="did you mean 'digits'"):
         runs.run(tiny.plan(data="digit"), project=tmp_path)
-    with pytest.raises(OptionError, match=r"steps\[1\]\.tokens: .*block"):
+    with pytest.raises(InputError, match=r"steps\[1\]\.tokens: .*block"):
         runs.run(tiny.plan(steps=["baseline", {"tokens": {"at": [50]}}]), project=tmp_path)
 
 
