@@ -48,11 +48,11 @@ class Row:
 
 
 _SOFT = ("distill.distance=soft", "distill.temperature=3", "distill.alpha=0.1")  # as the paper's
-_WEAK = ("model.config.widths=[8, 16, 32]", "train.epochs=1")
+_WEAK = ("model.config.widths=[8, 16, 32]", "train.epochs=2")
 _BY = "tokens.score="
 _IN_ORDER = ("grouping.permute=none",)
 _PATCH = "model.config.stem=patch"
-_LONGER = "steps=[baseline, {train: {epochs: 1, lr: 4.0e-4}}, measure, report]"
+_LONGER = "steps=[baseline, {train: {epochs: 3, lr: 4.0e-4}}, measure, report]"
 _NOT_MIXED = ("token_labelling.mix_token=false",)
 _ALONE = (*_NOT_MIXED, "token_labelling.labels=image", "token_labelling.dense_weight=0")
 
