@@ -169,13 +169,13 @@ def _check_halves(model: nn.Module, anatomy: Anatomy, blocks: Sequence[nn.Module
             raise LookupError(f"a block of {name} ({type(block).__name__}) is not an attention and then an MLP")
 
 
-def schedule(r: int | Sequence[int] | tuple[int, float], depth: int, inflection: float = 0.0) -> tuple[int, ...]:
+def schedule(r: Any, depth: int, inflection: float = 0.0) -> tuple[int, ...]:
     """How many tokens each of `depth` blocks merges away.
 
     A number is for every block; with an inflection from -1 to 1 (also as the pair (r, inflection)) on a line from
     r * (1 - inflection) to r * (1 + inflection). A list says it block by block, with 0 for those it does not name.
     """
-    if isinstance(r, tuple) and len(r) == 2 and isinstance(r[1], float):
+    if isinstance(r, (tuple, list)) and len(r) == 2 and isinstance(r[1], float):  # JSON has no tuples
         r, inflection = r
     if isinstance(r, bool) or not isinstance(r, (int, list, tuple)):
         raise OptionError("r", f"{r!r} is not a number of tokens, or a list of one for each block")

@@ -44,7 +44,7 @@ def test_the_schedule(r: Any, wanted: str | None) -> None:
     numbers = FUNCTIONS["parse_r"][wanted or str(r)]
     assert list(schedule(r, 12)) == numbers
     if isinstance(r, tuple):
-        assert list(schedule(r[0], 12, r[1])) == numbers
+        assert list(schedule(r[0], 12, r[1])) == list(schedule(list(r), 12)) == numbers
     assert schedule(r, 1) in ((numbers[0],), (1,)) if not isinstance(r, list) else True
 
 
@@ -197,8 +197,9 @@ def test_gradients_reach_every_weight(family: Family) -> None:
         family.task.forward(model, {"image": fill.normal("images", (2, 3, 16, 16))}).square().mean().backward()
         found = {name.replace("blocks.0.blocks", "blocks"): p.grad for name, p in model.named_parameters()}
         found = {name.replace("layers.0.blocks", "layers"): grad for name, grad in found.items() if grad is not None}
-        assert all(bool(grad.isfinite().all()) and float(grad.norm()) > 0 for grad in found.values())
-        reached.append(set(found))
+        assert all(bool(grad.isfinite().all()) for grad in found.values())
+        reached.append({name for name, grad in found.items() if float(grad.norm()) > 0})
+    assert len(reached[0]) > 40
     assert reached[0] == reached[1]
 
 
@@ -229,6 +230,7 @@ def test_r_can_be_changed(family: Family, tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ({"r": [1.5, 0.5]}, "r: 1.5 is not a number of tokens, or a list"),
         ({"r": -1}, "r: -1 is not a number of tokens"),
         ({"r": 1.5}, "r: 1.5 is not a number of tokens, or a list"),
         ({"r": [1, True]}, "r: True is not a number of tokens"),
