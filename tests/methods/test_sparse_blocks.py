@@ -101,15 +101,22 @@ def test_shares_can_be_changed_later_and_are_saved(family: Family, tmp_path: Pat
 
 
 # Thresholds -----------------------------------------------------------------------------------------------------------
+def telling(probabilities: Tensor) -> float:
+    """A level (B, N) with different counts above it in different rows, as far from every number as there is one."""
+    ordered = probabilities.flatten().sort().values
+    levels = (ordered[1:] + ordered[:-1]) / 2
+    counts = (probabilities[None] >= levels[:, None, None]).sum(-1)  # (levels, B)
+    good = (counts.amax(1) > counts.amin(1)) & (counts.amin(1) > 1)
+    return float(levels[torch.where(good, ordered.diff(), -1.0).argmax()])
+
+
 def test_a_threshold_keeps_as_many_of_each_image_as_are_likely(family: Family) -> None:
     model = sparse_of(family, keep={1: 0.5, 2: 0.25})
     scores: list[Tensor] = []
     find(model, SparseBlocks).score_predictor[0].register_forward_hook(lambda _m, _a, out: scores.append(out[..., 0]))
     with torch.no_grad():
         family.logits(model, MORE)
-    inner = scores[0].exp().flatten().sort().values[8:-8]
-    widest = int(inner.diff().argmax())  # no score so near to the level that rounding decides
-    level = float(inner[widest : widest + 2].mean())
+    level = telling(scores[0].exp())
     likely = set_keep(model, threshold=level)
     together, places = kept(likely, family, MORE)
     wanted = [row.exp().ge(level).nonzero().flatten().tolist() for row in scores[0]]
