@@ -77,6 +77,9 @@ def test_verdicts(loaded: ModuleType) -> None:
     assert loaded.verdict(ratio, None) == "1.50× (1.30–1.60)"
     assert [loaded.verdict(ratio, least)[-1] for least in (1.45, 1.7)] == ["✓", "✗"]
     assert loaded.verdict(ratio, 1.55).endswith("within noise")
+    equal = {"ratio": 0.98, "interval": [0.97, 0.99]}
+    assert loaded.verdict(equal, 1.0).endswith("within noise")
+    assert loaded.verdict({**equal, "ratio": 0.96}, 1.0).endswith("✗")
 
 
 def test_every_claim_is_of_models_that_are_there(loaded: ModuleType) -> None:
