@@ -16,29 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featherweight.data import tables
-from featherweight.data.parts import PARTS, Listing, Names
-from featherweight.doors import door, image, json, read_input
+from featherweight.data.parts import PARTS, Encoded, Listing, Names
+from featherweight.doors import door, json, read_input
 from featherweight.errors import InputError, closest, missing_extra, shown
 
 MAX_BYTES = 2 << 30  # of all files of a data set
 
 
-class Rows:
+class Rows(Encoded):
     """Pictures in a column of encoded bytes."""
 
     def __init__(self, column: Any, names: Names, labels: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
         self._column, self._names, self._rows = column, names, rows
         self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> tuple[NDArray[np.uint8], int]:
-        return image.read(self.source(i)), int(self.labels[i])
-
-    def names(self, i: int) -> str:
-        """The name in the table, or file and row."""
-        return self._names[range(len(self))[i]]
 
     def source(self, i: int) -> bytes:
         """The encoded picture; empty where the table has none."""

@@ -108,13 +108,11 @@ class Names:
         return os.fsdecode(self._block[self._ends[i] : self._ends[i + 1]])
 
 
-class Files:
-    """Pictures in files of their own, named relative to a root."""
+class Encoded:
+    """Pictures that are decoded when they are asked for; `source` says what of."""
 
-    def __init__(self, root: Path, names: Sequence[str] | Names, labels: Sequence[int] | NDArray[np.int64]) -> None:
-        self.root = root
-        self._names = names if isinstance(names, Names) else Names(names)
-        self.labels = np.asarray(labels, dtype=np.int64)
+    labels: NDArray[np.int64]
+    _names: Names
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -123,8 +121,21 @@ class Files:
         return image.read(self.source(i)), int(self.labels[i])
 
     def names(self, i: int) -> str:
-        """The path from the root, with forward slashes."""
+        """What picture i is called in messages: its path from the root, or file and row."""
         return self._names[range(len(self))[i]]
+
+    def source(self, i: int) -> Path | bytes:
+        """Where picture i lies, or its bytes."""
+        raise TypeError(f"{type(self).__name__} does not say where its pictures are")
+
+
+class Files(Encoded):
+    """Pictures in files of their own, named relative to a root."""
+
+    def __init__(self, root: Path, names: Sequence[str] | Names, labels: Sequence[int] | NDArray[np.int64]) -> None:
+        self.root = root
+        self._names = names if isinstance(names, Names) else Names(names)
+        self.labels = np.asarray(labels, dtype=np.int64)
 
     def source(self, i: int) -> Path:
         """Where picture i lies."""

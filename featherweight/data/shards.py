@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featherweight.data import tables
-from featherweight.data.parts import MAX_FILE, Listing, Names
+from featherweight.data.parts import MAX_FILE, Encoded, Listing, Names
 from featherweight.doors import door, image, json, open_input
 from featherweight.errors import InputError, OptionError, shown
 
@@ -34,7 +34,7 @@ State = tuple[int, int]  # bytes and time of the last change
 BRACES = re.compile(r"\{([^{}]*)\}")
 
 
-class Shards:
+class Shards(Encoded):
     """Pictures at their places in tar files."""
 
     def __init__(
@@ -42,16 +42,6 @@ class Shards:
     ) -> None:
         self._files, self._names, self.labels = tuple(files), names, labels
         self._places = places  # (N, 3): which file, first byte, bytes
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> tuple[NDArray[np.uint8], int]:
-        return image.read(self.source(i)), int(self.labels[i])
-
-    def names(self, i: int) -> str:
-        """Shard and member."""
-        return self._names[range(len(self))[i]]
 
     def source(self, i: int) -> bytes:
         """The encoded picture."""
