@@ -151,6 +151,8 @@ def module(source: Source, *, untrained: bool = False, **config: Any) -> nn.Modu
 
 
 def _loaded(source: Source) -> nn.Module:
+    import torch
+
     from featherweight import artifact, official
 
     path = source.path
@@ -160,11 +162,10 @@ def _loaded(source: Source) -> nn.Module:
         text = f"is missing: {shown(path)} holds weights only; say whose, for instance --arch deit_tiny"
         raise OptionError("arch", text)
     file = official.read(path)
-    outline = official.create(source.arch)
-    theirs = official.classes_of(file, outline)
-    if theirs is not None:
-        outline = official.create(source.arch, num_classes=theirs)
-    return official.load(outline, file).eval()
+    with torch.device("meta"):
+        theirs = official.classes_of(file, official.create(source.arch))
+    classes: dict[str, Any] = {} if theirs is None else {"num_classes": theirs}
+    return official.load(official.create(source.arch, **classes), file).eval()
 
 
 def preprocess_of(source: Source, model: nn.Module) -> Preprocess | None:

@@ -10,7 +10,7 @@ learned coefficients. Not here: SReT itself (a model), another depth in each ste
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -66,18 +66,9 @@ def plan(
     return [Edit("", "share_blocks", spec)]
 
 
-def share(
-    model: nn.Module,
-    *,
-    loops: int = 2,
-    unique: int | None = None,
-    take: Take = "first",
-    nll_ratio: float = 0.0,
-    coefficients: bool = False,
-) -> nn.Module:
+def share(model: nn.Module, **options: Any) -> nn.Module:
     """A copy whose blocks run several times; the options are those of `plan`. It has to be trained before use."""
-    options = {"unique": unique, "take": take, "nll_ratio": nll_ratio, "coefficients": coefficients}
-    return apply(model, plan(model, loops=loops, **options))  # type: ignore[arg-type]
+    return apply(model, plan(model, **options))
 
 
 def _check(model: nn.Module, unique: int, loops: int, take: str, nll_ratio: float) -> None:
