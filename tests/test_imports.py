@@ -19,7 +19,7 @@ HOUSE = (
     ("doors",),
     ("runtime",),
     ("surgery",),
-    ("layers", "recurrence"),
+    ("layers", "convs", "recurrence"),
     ("models",),
     ("anatomy",),
     ("data",),

@@ -20,7 +20,7 @@ from torch import nn
 
 from ..errors import OptionError, closest, missing_extra, shown
 from ..runtime.preprocess import Preprocess
-from . import lvvit, resnet, sret, vit
+from . import lvvit, resnet, sret, vit, yolov7
 from .table import IMAGENET, ZOO, Entry
 
 FAMILIES: dict[str, tuple[Callable[[Any], nn.Module], type]] = {
@@ -28,6 +28,7 @@ FAMILIES: dict[str, tuple[Callable[[Any], nn.Module], type]] = {
     "lvvit": (lvvit.LVViT, lvvit.LVViTConfig),
     "sret": (sret.SReT, sret.SReTConfig),
     "resnet": (resnet.ResNet, resnet.ResNetConfig),
+    "yolov7": (yolov7.YOLOv7, yolov7.YOLOv7Config),
 }
 LIMITS = {
     "depth": 1000,
@@ -184,6 +185,8 @@ def _check(config: Mapping[str, Any], fields: type, family: str) -> None:
             raise OptionError(
                 f"{family}.{key}", f"no such field; {closest(key, known_fields)}Known: {', '.join(known_fields)}"
             )
+        if known_fields[key].metadata.get("own_check"):  # by the configuration itself
+            continue
         default = known_fields[key].default
         _check_value(f"{family}.{key}", key, value, default)
 

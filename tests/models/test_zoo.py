@@ -142,4 +142,5 @@ def test_a_family_is_a_name_too(family: str) -> None:
     with pytest.raises(OptionError, match=f"{family}.classes: no such field"):
         zoo.check(family, classes=3)
     assert zoo.preprocess_of(family, config={"image_size": [64, 64]}).size == (64, 64)
-    assert zoo.preprocess_of(family).size == (224, 224)
+    side = 640 if family == "yolov7" else 224
+    assert zoo.preprocess_of(family).size == (side, side)
