@@ -26,7 +26,7 @@ GLOBALS = {
 EXTRAS = {  # module -> the extra that brings it
     "torch": "torch", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino",
     "timm": "timm", "torchvision": "timm", "transformers": "text", "pyarrow": "parquet", "sklearn": "demo",
-    "skimage": "demo",
+    "skimage": "demo", "faster_coco_eval": "detection",
 }  # fmt: skip
 PAIR = re.compile(r"([A-Za-z][\w.\[\]-]*)=(.*)", re.DOTALL)
 HELP = "Make a vision model small and fast, and prove it."

@@ -18,6 +18,7 @@ HOUSE = (
     ("files",),
     ("doors",),
     ("runtime",),
+    ("scores",),
     ("surgery",),
     ("layers", "convs", "recurrence"),
     ("models",),
@@ -28,6 +29,7 @@ HOUSE = (
         "train",
         "method",
         "optim",
+        "schedules",
         "checkpoint",
         "packing",
         "distributed",
@@ -83,7 +85,7 @@ HOUSE = (
 )
 NEVER = {("methods", "models")}  # the proof that a method works on your model
 TORCH = {"torch", "torchvision", "timm", "transformers"}
-WITHOUT_TORCH = ("errors", "files", "doors", "runtime")  # not even inside a function
+WITHOUT_TORCH = ("errors", "files", "doors", "runtime", "scores")  # not even inside a function
 TORCH_IN_FUNCTIONS = ("__init__", "__main__", "pipelines", "measure", "report", "cli")  # their imports' imports too
 LATE = TORCH - {"torch"} | {"sklearn", "skimage", "pyarrow", "matplotlib", "jinja2", "onnxruntime", "openvino", "nncf"}
 ONLY_HERE = {"onnx": "export", "onnxscript": "export"}  # at the top of a file; inside a function anywhere
