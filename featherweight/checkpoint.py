@@ -17,7 +17,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ KEEP = 2  # checkpoints in a folder
 NAME = "step-{:08d}.safetensors"
 # fmt: off
 COUNTERS: dict[str, type | tuple[type, ...]] = {
-    "step": int, "epoch": int, "position": int, "rows": int, "sums": dict, "best": (float, type(None)),
+    "step": int, "updates": int, "epoch": int, "position": int, "rows": int, "sums": dict,
+    "best": (float, type(None)),
 }
 # fmt: on
 
@@ -63,18 +64,22 @@ class State:
         self.trainable = trainable  # names of the parameters that could be trained before the optimizer froze some
         self.average = {name: t.detach().clone() for name, t in tensors_of(model).items()} if averaged else {}
         self.step = self.epoch = 0
+        self.updates = 0  # changes of the weights
         self.position = 0  # batches of this epoch that are done
         self.rows = 0  # what the log was told
         self.sums: dict[str, float] = {}  # of each loss term over this epoch
         self.best: float | None = None
 
     @torch.no_grad()
-    def advance(self, values: Mapping[str, float], *, decay: float | None) -> None:
-        """Count a step that was made, with the values of its loss terms."""
+    def advance(
+        self, values: Mapping[str, float], *, changed: bool = True, ema: Callable[[int], float] | None = None
+    ) -> None:
+        """Count a step that was made, with the values of its loss terms; changed: the weights are others now."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
-        if decay is not None:
-            decay = min(decay, (1 + self.step) / (10 + self.step))  # a young average forgets its beginning faster
+        self.updates += changed
+        if ema is not None and changed:
+            decay = ema(self.updates)
             for name, tensor in tensors_of(self.model).items():
                 if tensor.is_floating_point():
                     self.average[name].lerp_(tensor, 1 - decay)
@@ -117,10 +122,12 @@ class State:
             raise Diverged(f"step {self.step}: not finite: {', '.join(bad[:4])}{more}; nothing of this step is saved")
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name: model/…, ema/…, optimizer/PARAMETER/…"""
+        """All tensors by name: model/…, ema/…, optimizer/PARAMETER/…, and gradient/… of steps that add up."""
         found = {f"model/{name}": tensor for name, tensor in tensors_of(self.model).items()}
         found |= {f"ema/{name}": tensor for name, tensor in self.average.items()}
-        for name, _, memory in optim.memories(self.model, self.optimizer):
+        for name, parameter, memory in optim.memories(self.model, self.optimizer):
+            if parameter.grad is not None:
+                found[f"gradient/{name}"] = parameter.grad
             for key, value in memory.items():
                 if isinstance(value, Tensor):
                     found[f"optimizer/{name}/{key}"] = value
@@ -139,6 +146,10 @@ class State:
             fill(tensor, weights[name])
         trained = {name: (parameter, memory) for name, parameter, memory in optim.memories(self.model, self.optimizer)}
         for full, value in tensors.items():
+            if full.startswith("gradient/"):
+                waiting = trained.get(full.removeprefix("gradient/"))
+                if waiting is not None:
+                    waiting[0].grad = alike(value, waiting[0])
             name, _, key = full.removeprefix("optimizer/").rpartition("/")
             if not full.startswith("optimizer/"):
                 continue
@@ -281,6 +292,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     counters = note.get("counters", {}) if isinstance(note, dict) else {}
     if not counters or note.get("format") != FORMAT or not isinstance(note.get("facts"), dict):
         raise InputError(path, "version", f"is not a training state of format {FORMAT}")
+    counters.setdefault("updates", counters.get("step"))  # of a file from before gradients could add up
     for name, kind in COUNTERS.items():
         if not isinstance(counters.get(name), kind):
             raise InputError(path, "bad_schema", f"the counter {name} is missing or of another kind")

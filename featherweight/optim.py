@@ -18,9 +18,16 @@ import torch
 from torch import nn
 
 from featherweight.errors import OptionError, closest
+from featherweight.schedules import Setting, setting
 
 NO_DECAY = frozenset({"pos_embed", "cls_token", "dist_token", "distillation_token", "position_embeddings"})
-DECAY = {"matrices": NO_DECAY, "official": frozenset({"pos_embed", "cls_token"})}  # DeiT's code decays dist_token
+# fmt: off
+DECAY = {
+    "matrices": NO_DECAY,
+    "official": frozenset({"pos_embed", "cls_token"}),  # DeiT's code decays dist_token
+    "yolo": frozenset({"implicit"}),  # YOLOv7's; three groups in its order: norms and implicit vectors, weights, biases
+}
+# fmt: on
 FOR_EVER = 2.0  # a progress that is never reached
 
 
@@ -46,18 +53,24 @@ class Optimizer:
                         f"optimizer.{where}",
                         f"{pattern!r} fits no trainable parameter; they are named like {_some(named)}",
                     )
-        sets: dict[tuple[float, float, float], list[nn.Parameter]] = {}
+        sets: dict[tuple[int, float, float, float], list[nn.Parameter]] = {}
         for name, parameter in named.items():
             starts = _first(self.freeze, name, 0.0)
             if starts >= FOR_EVER:
                 parameter.requires_grad_(False)
                 continue
-            decay = self.weight_decay if _decays(name, parameter, DECAY[self.decay]) else 0.0
-            sets.setdefault((self.lr * _first(self.groups, name, 1.0), decay, starts), []).append(parameter)
+            decays = _decays(name, parameter, DECAY[self.decay])
+            role = (1 if decays else 2 if name.endswith("bias") else 0) if self.decay == "yolo" else 0
+            key = (role, self.lr * _first(self.groups, name, 1.0), self.weight_decay if decays else 0.0, starts)
+            sets.setdefault(key, []).append(parameter)
         if not sets:
             raise OptionError("optimizer.freeze", "every parameter is frozen; leave at least one to train")
+        rows = sorted(sets.items(), key=lambda row: row[0][0])
         return KINDS[self.kind](
-            [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": d, "starts": s} for (lr, d, s), p in sets.items()],
+            [
+                {"params": p, "lr": lr, "peak_lr": lr, "weight_decay": decay, "starts": starts, "biases": role == 2}
+                for (role, lr, decay, starts), p in rows
+            ],
             **self.options,
         )
 
@@ -74,7 +87,8 @@ def adamw(
 ) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); `freeze`: names for good, or {name: progress until which}.
 
-    decay: "matrices" spares biases, norms, tokens and positions; "official" decays the distillation token, as DeiT did.
+    decay: "matrices" spares biases, norms, tokens and positions; "official" decays the distillation token, as DeiT did;
+    "yolo" spares implicit vectors, and biases may warm up at a rate of their own.
     """
     _number("optimizer.lr", lr, lambda x: x > 0, "above 0")
     _number("optimizer.eps", eps, lambda x: x > 0, "above 0")
@@ -104,10 +118,14 @@ def sgd(
 KINDS: Mapping[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor: float, progress: float) -> float:
-    """Set each group's rate to its peak times `factor` (0 before the group starts); returns the largest."""
+def set_lr(optimizer: torch.optim.Optimizer, value: float | Setting, progress: float) -> float:
+    """Set each group's rate to its peak times what a schedule returned (0 before it starts); returns the largest."""
+    now = setting(value)
     for group in optimizer.param_groups:
+        factor = now.bias_factor if group["biases"] and now.bias_factor is not None else now.factor
         group["lr"] = group["peak_lr"] * factor if progress >= group["starts"] else 0.0
+        if now.momentum is not None and "momentum" in group:
+            group["momentum"] = now.momentum
     return max(float(group["lr"]) for group in optimizer.param_groups)
 
 

@@ -29,11 +29,14 @@ from featherweight.interrupt import interruptible
 from featherweight.method import Batch, Batches, Method, Pass, Task, answer
 from featherweight.modes import lone_sample
 from featherweight.options import facts_of
+from featherweight.schedules import Setting, Young, setting
 from featherweight.sharding import PARALLEL, shard, whole
 
 __all__ = ["Batch", "Batches", "Method", "Pass", "Task", "fit"]
 
 Log = Callable[[dict[str, Any]], object]
+Schedule = Callable[[float], float | Setting]
+REDUCTIONS = ("mean", "sum")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -44,11 +47,12 @@ def fit(
     *,
     methods: Sequence[Method] = (),
     optimizer: optim.Optimizer | None = None,
-    schedule: Callable[[float], float] | None = None,
+    schedule: Schedule | None = None,
     epochs: int = 1,
-    ema: float | None = None,
+    ema: float | Callable[[int], float] | None = None,
     clip: float | None = 1.0,
     precision: str = "float32",
+    reduction: str = "mean",
     seed: int = 0,
     log: Log | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -60,6 +64,9 @@ def fit(
 ) -> nn.Module:
     """A trained copy of `model`, in eval mode; with `ema` (a decay, such as 0.999) the moving average of its weights.
 
+    ema: also a function of the number of updates, such as `schedules.Ramp`. A schedule may return a `Setting`, whose
+    `accumulate` adds up the gradients of several steps. reduction: what goes backward, the "mean" of the loss over all
+    of these, or the loss times the pictures of the batch, "sum", as YOLO's recipes want it.
     log: gets a dict per step and per epoch, with every loss term by name. validate: gets the model after each epoch.
     checkpoint: a folder. The same call with the same folder goes on exactly where it was, after a kill too; after the
     end it returns the finished model. Options that differ are refused unless `allow` names them; more epochs may be.
@@ -68,7 +75,7 @@ def fit(
     Raises Diverged where a loss, a gradient or a weight is not finite, `distributed.Lost` where a process is lost.
     """
     optimizer, schedule = optimizer or optim.adamw(), schedule or optim.cosine()
-    plan = Plan(task, tuple(methods), optimizer, schedule, epochs, ema, clip, precision, seed, parallel)
+    plan = Plan(task, tuple(methods), optimizer, schedule, epochs, ema, clip, precision, reduction, seed, parallel)
     team = distributed.join(_device(model), timeout)
     batches = batches.shard(team.rank, team.world) if team.world > 1 else batches
     with randomness.kept(), team.watched():
@@ -89,26 +96,36 @@ class Plan:
     task: Task
     methods: tuple[Method, ...]
     optimizer: optim.Optimizer
-    schedule: Callable[[float], float]
+    schedule: Schedule
     epochs: int
-    ema: float | None
+    ema: float | Callable[[int], float] | None
     clip: float | None
     precision: str
+    reduction: str
     seed: int
     parallel: str
 
     def __post_init__(self) -> None:
         checks = {
             "epochs": (self.epochs >= 1, "is not 1 or more"),
-            "ema": (self.ema is None or 0 <= self.ema < 1, "is not a decay from 0 to below 1, such as 0.999"),
+            "ema": (
+                not isinstance(self.ema, float | int) or 0 <= self.ema < 1,
+                "is not a decay from 0 to below 1, such as 0.999",
+            ),
             "clip": (self.clip is None or self.clip > 0, "is not a norm of gradients above 0; None does not clip"),
             "precision": (self.precision in PRECISIONS, f"is not one of {', '.join(PRECISIONS)}"),
+            "reduction": (self.reduction in REDUCTIONS, f"is not one of {', '.join(REDUCTIONS)}"),
             "parallel": (self.parallel in PARALLEL, f"is not one of {', '.join(PARALLEL)}"),
             "seed": (0 <= self.seed < 2**32, "is not from 0 to 2**32 - 1"),
         }
         for name, (holds, wrong) in checks.items():
             if not holds:
                 raise OptionError(name, f"{getattr(self, name)!r} {wrong}")
+
+    @property
+    def average(self) -> Callable[[int], float] | None:
+        """The moving average's decay by number of updates."""
+        return Young(self.ema) if isinstance(self.ema, float | int) else self.ema
 
 
 @dataclass
@@ -151,23 +168,31 @@ class Loop:
                     raise OptionError("batches", f"epoch {state.epoch} has {state.position} batches, not {length}")
 
     def step(self, batch: Batch) -> None:
-        """Forward, loss, backward, one change of the weights."""
+        """Forward, loss, backward, and where enough gradients have added up, one change of the weights."""
         plan, state = self.plan, self.state
         total = plan.epochs * self.batches.steps_per_epoch
         after = (state.step + 1) / total
-        lr = optim.set_lr(state.optimizer, plan.schedule(after), after)
-        state.optimizer.zero_grad(set_to_none=True)
+        now = setting(plan.schedule(after))
+        lr = optim.set_lr(state.optimizer, now, after)
         terms, values = self.terms(batch, state.step / total)
-        torch.stack([term.float() for term in terms.values()]).sum().backward()
-        norm = self.grad_norm(batch)
-        state.optimizer.step()
-        for method in plan.methods:
-            method.after_step(state.model, after)
-        state.advance(values, decay=plan.ema)
+        weight = _size(batch) * self.team.world if plan.reduction == "sum" else 1 / now.accumulate
+        (torch.stack([term.float() for term in terms.values()]).sum() * weight).backward()
+        changed = state.step % now.accumulate == 0
+        norm = self.change(batch, after) if changed else None
+        state.advance(values, changed=changed, ema=plan.average)
         before, self.clock = self.clock, time.perf_counter()
         speed = _size(batch) * self.team.world / max(self.clock - before, 1e-9)
-        row = {"progress": after, "lr": lr, "grad_norm": norm, "images_per_s": speed}
+        row = {"progress": after, "lr": lr, "images_per_s": speed} | ({} if norm is None else {"grad_norm": norm})
         self.tell("step", state.epoch, loss=sum(values.values()), terms=values, **row)
+
+    def change(self, batch: Batch, after: float) -> float:
+        """Change the weights by the gradients, which are forgotten; their norm."""
+        norm = self.grad_norm(batch)
+        self.state.optimizer.step()
+        for method in self.plan.methods:
+            method.after_step(self.state.model, after)
+        self.state.optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def terms(self, batch: Batch, progress: float) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The loss terms of a batch, and their values; Diverged if one is not finite."""
@@ -255,4 +280,6 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _size(batch: Batch) -> int:
-    return next((len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim), 0)
+    """How many samples; a batch may have rows of something else, too, such as boxes."""
+    rows = [batch["image"]] if "image" in batch else batch.values()
+    return next((len(value) for value in rows if isinstance(value, Tensor) and value.ndim), 0)
