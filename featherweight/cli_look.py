@@ -91,11 +91,12 @@ def _models() -> list[tuple[str, ...]]:
     from featherweight.models import zoo
     from featherweight.tables import millions
 
-    rows = [("name", "family", "input", "M params", "MMACs", "weights", "what", "top-1 as reported")]
+    rows = [("name", "family", "input", "M params", "MMACs", "weights", "what", "as reported")]
     counts = zoo.counts()
     for name, entry in zoo.ZOO.items():
         size = " x ".join(map(str, entry.preprocess.size))
-        reported = f"{entry.reported_top1} % ({entry.source})" if entry.reported_top1 else ""
+        found = ("top-1", entry.reported_top1) if entry.reported_ap is None else ("AP", entry.reported_ap)
+        reported = f"{found[0]} {found[1]} % ({entry.source})" if found[1] else ""
         params, macs = f"{counts[name]['params'] / 1e6:.2f}", millions(counts[name]["macs"])
         family = entry.family.partition(":")[0]
         rows.append((name, family, size, params, macs, "shipped" if entry.shipped else "", entry.says, reported))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class Case:
     compiled: bool = False  # whether evaluation goes through torch.compile, without a break in the graph
     wrong: list[str] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
+    path: Path = Path()  # the file, for what lies beside it
 
     def compare(self, place: str, found: Tensor, *, atol: float = ATOL) -> None:
         """A tensor of ours against the digest at a dotted place of the file.

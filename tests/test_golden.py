@@ -49,7 +49,7 @@ def test_what_is_wrong_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
     assert "missing_key" in changed(tmp_path, name, lacks)[0]
     unknown = changed(tmp_path, name, lambda reference: reference.update(method={"name": "novel"}))
-    assert unknown == ["no novel for the family vit here"]
+    assert unknown == ["LookupError: no novel for the family vit here"]
 
 
 def test_a_folder_without_golden_files_is_a_failure(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ class Entry:
     preprocess: Preprocess
     says: str = ""
     reported_top1: float | None = None  # percent on ImageNet-1k, as its authors report it; not measured by us
+    reported_ap: float | None = None  # percent on COCO val2017, box AP, as its authors report it; not measured by us
+    task: str = "image-classification"
     source: str = ""
     shipped: bool = False  # weights of our own come with the package
     aliases: tuple[str, ...] = field(default=())
@@ -36,7 +38,7 @@ def _deit(size: str, dim: int, heads: int, image: int, distilled: bool, top1: fl
         replace(IMAGENET, size=(image, image)),
         "DeiT, distillation token" if distilled else "DeiT",
         top1,
-        "Touvron 2021, the DeiT repository's table",
+        source="Touvron 2021, the DeiT repository's table",
         aliases=(f"deit_{size}{'_distilled' if distilled else ''}",) if image == 224 else (),
     )
 
@@ -58,7 +60,7 @@ def _lvvit(size: str, image: int, top1: float | None) -> Entry:
         replace(IMAGENET, size=(image, image), crop_pct=crop_pct),
         "LV-ViT, a head on every token",
         top1,
-        "Jiang 2021, the TokenLabeling repository's table" if top1 else "",
+        source="Jiang 2021, the TokenLabeling repository's table" if top1 else "",
     )
 
 
@@ -119,7 +121,7 @@ def _sret(size: str, form: str, image: int, top1: float) -> Entry:
         f"SReT, shared blocks{'' if 'wo_slice' in form else ', attention in groups'}"
         f"{', distilled' if 'distill' in form or 'finetune' in form else ''}",
         top1,
-        "Shen 2022, the SReT repository's table",
+        source="Shen 2022, the SReT repository's table",
     )
 
 
@@ -176,7 +178,7 @@ _CIFAR = {  # of the study of the papers' claims: a training takes minutes on on
 
 def _resnet(depths: tuple[int, ...], top1: float) -> Entry:
     bilinear = replace(IMAGENET, interpolation="bilinear")
-    return Entry("resnet", {"depths": depths}, bilinear, "as torchvision's", top1, "torchvision's table")
+    return Entry("resnet", {"depths": depths}, bilinear, "as torchvision's", top1, source="torchvision's table")
 
 
 def _dynamic(family: str, config: Mapping[str, Any], places: tuple[int, ...], top1: float) -> Entry:
@@ -186,7 +188,7 @@ def _dynamic(family: str, config: Mapping[str, Any], places: tuple[int, ...], to
         IMAGENET,
         "DynamicViT, keeps 0.7 of the tokens at each stage",
         top1,
-        "Rao 2021, the DynamicViT repository's table",
+        source="Rao 2021, the DynamicViT repository's table",
         keep=0.7,
         places=places,
         stage=3 if family.startswith("timm:") else None,
@@ -207,6 +209,35 @@ _DYNAMIC = {
     "swin_base": _dynamic("timm:swin_base_patch4_window7_224", {}, (2, 4, 6), 83.43),
 }
 
+DETECTOR = Preprocess(
+    size=(640, 640), resize="exact", interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+)
+
+
+def _yolov7(variant: str, ap: float | None, says: str) -> Entry:
+    side = 1280 if variant.endswith(("w6", "e6", "d6", "e6e")) else 640
+    return Entry(
+        "yolov7",
+        {"variant": variant},
+        replace(DETECTOR, size=(side, side)),
+        says,
+        reported_ap=ap,
+        task="object-detection",
+        source="Wang 2022, table 2, val2017" if ap else "",
+    )
+
+
+_YOLOV7S = (
+    ("yolov7_tiny", None, "LeakyReLU; its authors give no AP at 640"),
+    ("yolov7_tiny_silu", 38.7, "as yolov7_tiny, SiLU"),
+    ("yolov7", 51.2, "ELAN, planned RepConv"),
+    ("yolov7x", 52.9, "yolov7 scaled: depth 1.5, width 1.25"),
+    ("yolov7_w6", 54.6, "four levels, for 1280 x 1280"),
+    ("yolov7_e6", 55.9, "w6 scaled: depth 1.5, width 1.25"),
+    ("yolov7_d6", 56.3, "w6 scaled: depth 2, width 1.5"),
+    ("yolov7_e6e", 56.8, "e6 with E-ELAN: every ELAN twice, summed"),
+)
+
 ZOO: dict[str, Entry] = {
     **{f"deit_{line[0]}_{'distilled_' if line[4] else ''}patch16_{line[3]}": _deit(*line) for line in _DEITS},
     **{f"lvvit_{line[0]}{'' if line[1] == 224 else f'_{line[1]}'}": _lvvit(*line) for line in _LVVITS},
@@ -215,6 +246,7 @@ ZOO: dict[str, Entry] = {
         for n, form, i, top1 in _SRETS
     },
     **{f"dynamicvit_{name}": line for name, line in _DYNAMIC.items()},
+    **{variant: _yolov7(variant, ap, says) for variant, ap, says in _YOLOV7S},
     **_DIGITS,
     **_CIFAR,
     "resnet18": _resnet((2, 2, 2, 2), 69.8),

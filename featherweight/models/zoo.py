@@ -209,7 +209,12 @@ def _check_value(where: str, key: str, value: Any, default: Any) -> None:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+    """The configuration as JSON has it: lists all the way down."""
+
+    def listed(value: Any) -> Any:
+        return [listed(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    return {key: listed(value) for key, value in config.items()}
 
 
 def _timm(name: str, config: Mapping[str, Any]) -> nn.Module:
