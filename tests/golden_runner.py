@@ -20,7 +20,9 @@ from typing import Any
 from golden_case import Case, digests
 from golden_methods import dynamic, merging
 from golden_models import sret, vit
+from golden_yolo_losses import losses, overlaps
 from golden_yolo_models import detector
+from golden_yolo_training import schedules, steps
 from torch import nn
 
 import featherweight
@@ -35,6 +37,10 @@ Reference = Mapping[str, Any]
 # What a file holds -> who compares it; the first that recognises a file takes it.
 RECOGNIZED: list[tuple[Callable[[Reference], bool], Callable[[Case], None]]] = [
     (lambda held: held.get("family") == "yolov7" and "config" in held, detector),
+    (lambda held: "boxes_xywh_pred" in held and "ciou" in held, overlaps),
+    (lambda held: "kind" in held and "preds" in held, losses),
+    (lambda held: "warmup" in held and "epoch_lr" in held, schedules),
+    (lambda held: "steps" in held and "group_sizes" in held, steps),
 ]
 
 
