@@ -15,8 +15,8 @@ NAME_LIMIT = 160  # characters of a file name inside a message
 REASONS = frozenset({
     "bad_box", "bad_class", "bad_dimensions", "bad_header", "bad_json", "bad_mask", "bad_name", "bad_row",
     "bad_schema", "bad_shape", "bad_type", "bad_xml", "bad_yaml", "changed", "checksum", "clipped", "corrupt",
-    "dtype_mismatch", "duplicate_box", "duplicate_id", "duplicate_key", "duplicate_name", "empty", "encoding", "missing",
-    "missing_key", "non_finite", "not_a_checkpoint", "not_an_artifact", "not_an_image", "not_regular_file",
+    "dtype_mismatch", "duplicate_box", "duplicate_id", "duplicate_key", "duplicate_name", "empty", "encoding",
+    "missing", "missing_key", "non_finite", "not_a_checkpoint", "not_an_artifact", "not_an_image", "not_regular_file",
     "out_of_range", "shape_mismatch", "size_mismatch", "too_large", "trailing", "truncated", "unexpected_key",
     "unknown_category", "unknown_image", "unknown_key", "unknown_name", "unreadable", "unsafe_path", "unsafe_pickle",
     "unsupported_format", "unsupported_op", "version",

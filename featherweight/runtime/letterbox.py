@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A picture of any shape into a detector's input, and its boxes back: scaled to fit, the rest padded with gray.
 
-A `Placement` remembers exactly where the picture went: its gain along each axis and the whole pixels of padding. Mapping
-back by it returns a corner of the picture as that corner, which one shared gain and half pixels of padding do not.
+A `Placement` remembers exactly where the picture went: its gain along each axis and the whole pixels of padding. By it
+a corner of the picture comes back as that corner, which one shared gain and half pixels of padding do not give.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ def bilinear(image: Picture, height: int, width: int) -> Picture:
     """(H, W, C) uint8 -> (height, width, C): each pixel between the four nearest to its place."""
     if image.shape[:2] == (height, width):
         return image
+    if image.shape[:2] == (2 * height, 2 * width):
+        return _halved(image)
     top, below, high = _taps(image.shape[0], height)  # high: the weights (2, height) of top and below
     left, right, wide = _taps(image.shape[1], width)
     if image.shape[0] > 2 * height:  # rows that nobody looks at
@@ -54,10 +56,22 @@ def _taps(old: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArr
     return first, np.minimum(first + 1, old - 1), weights
 
 
+def _halved(image: Picture) -> Picture:
+    """Each pixel the mean of four, which is what both ways come to here."""
+    pairs = image[0::2].astype(np.uint16)
+    pairs += image[1::2]
+    sums = pairs[:, 0::2] + pairs[:, 1::2]
+    sums += 2
+    sums >>= 2
+    return sums.astype(np.uint8)
+
+
 def area(image: Picture, height: int, width: int) -> Picture:
     """(H, W, C) uint8 -> (height, width, C): the mean over what each pixel covers; only for making smaller."""
     if image.shape[:2] == (height, width):
         return image
+    if image.shape[:2] == (2 * height, 2 * width):
+        return _halved(image)
     rows = _means(image.astype(np.float64), height)
     both = _means(np.ascontiguousarray(rows.transpose(1, 0, 2)), width).transpose(1, 0, 2)
     return np.rint(both).clip(0, 255).astype(np.uint8)

@@ -25,7 +25,7 @@ DECIMALS = 9  # of a width in pixels: x + w - x gives back the w that was read
 
 
 class Truth(Protocol):
-    """What lies in one picture: boxes (n, 4) xyxy, labels (n,), crowd (n,), areas (n,); `data.objects.Objects` is so."""
+    """What lies in one picture: boxes (n, 4) xyxy, labels (n,), crowd (n,), areas (n,), as `data.objects.Objects`."""
 
     @property
     def boxes(self) -> NDArray[np.floating]: ...
@@ -41,8 +41,8 @@ class Truth(Protocol):
 class Scores:
     """The result: `stats` has the twelve numbers by name, the arrays are those of COCO's evaluator.
 
-    precision (10 IoUs, 101 recalls, K, 4 areas, 3 limits), recall (10, K, 4, 3); boxes (K,) without crowds, pictures (K,)
-    with such a box.
+    precision (10 IoUs, 101 recalls, K, 4 areas, 3 limits), recall (10, K, 4, 3); boxes (K,) without crowds,
+    pictures (K,) with such a box.
     """
 
     stats: Mapping[str, float]

@@ -62,5 +62,5 @@ def test_limits_filters_and_what_is_not_finite():
     rows[:5, 0], rows[5:10, 4] = np.nan, np.nan
     assert np.isfinite(Nms()(rows)).all()
     assert Nms()(rows[:0]).shape == (0, 6)
-    with pytest.raises(OptionError, match="0..1"):
+    with pytest.raises(OptionError, match=r"must be 0\.\.1"):
         Nms(iou=45)
