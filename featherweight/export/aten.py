@@ -106,6 +106,11 @@ def pow_(g: Graph, out: Tensor, *, self: Value, exponent: Value) -> str:
 
 
 @operator
+def square(g: Graph, out: Tensor, *, self: Value) -> str:
+    return g.op("Mul", g.read(self, out.dtype), g.read(self, out.dtype))
+
+
+@operator
 def rsqrt(g: Graph, out: Tensor, *, self: Value) -> str:
     return g.op("Reciprocal", g.op("Sqrt", g.read(self, out.dtype)))
 
@@ -202,5 +207,3 @@ def permuted(g: Graph, name: str, perm: Sequence[int]) -> str:
     if list(perm) == sorted(perm):
         return name
     return g.op("Transpose", name, perm=list(perm))
-
-

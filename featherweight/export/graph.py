@@ -19,7 +19,7 @@ from torch import Tensor
 
 OPSET = 20
 IR_VERSION = 10
-BATCH = "batch"
+AXES = ("batch", "channels", "height", "width")  # what the sizes that vary are called
 TYPES = {
     torch.float32: onnx.TensorProto.FLOAT,
     torch.float64: onnx.TensorProto.DOUBLE,
@@ -73,15 +73,18 @@ class Graph:
         self._constants: dict[str, onnx.TensorProto] = {}
         self._same_constant: dict[tuple[Any, ...], str] = {}
         self._same_node: dict[bytes, list[str]] = {}
-        self._sizes: dict[str, tuple[str, int]] = {}  # symbol -> input, axis
+        self._sizes: dict[str, tuple[str, int, int]] = {}  # symbol -> input, axis, the size there in symbols
+        self._axes: dict[str, str] = {}  # size of an input's axis -> what the axis is called
         self._renamed: dict[str, str] = {}
 
     def add_input(self, name: str, value: Tensor) -> Ref:
-        """A tensor the user gives; its symbolic sizes become known."""
+        """A tensor the user gives; its symbolic sizes become known, also where they are multiples of a number."""
         for axis, size in enumerate(value.shape):
             if isinstance(size, torch.SymInt):
-                self._sizes.setdefault(str(size.node.expr), (name, axis))
-        shape = [size if isinstance(size, int) else BATCH for size in value.shape]
+                times, symbol = size.node.expr.as_coeff_Mul()
+                self._sizes.setdefault(str(symbol), (name, axis, int(times)))
+                self._axes.setdefault(str(size.node.expr), AXES[axis])
+        shape = [self._axis(size) for size in value.shape]
         self.inputs.append(helper.make_tensor_value_info(name, TYPES[value.dtype], shape))
         return Ref(name, tuple(value.shape), value.dtype)
 
@@ -143,8 +146,9 @@ class Graph:
         if expr.is_Integer:
             return self.integers(int(expr))
         if expr.is_Symbol and str(expr) in self._sizes:
-            name, axis = self._sizes[str(expr)]
-            return self.op("Shape", name, start=axis, end=axis + 1)
+            name, axis, times = self._sizes[str(expr)]
+            size = self.op("Shape", name, start=axis, end=axis + 1)
+            return size if times == 1 else self.op("Div", size, self.integers(times))
         if expr.is_Add or expr.is_Mul:
             parts = [self._expression(part) for part in expr.args]
             total = parts[0]
@@ -166,7 +170,7 @@ class Graph:
         """The finished model; outputs are (name, value, example). What no output needs is left out."""
         infos = []
         for name, value, example in outputs:
-            shape = [size if isinstance(size, int) else BATCH for size in example.shape]
+            shape = [self._axis(size) for size in example.shape]
             infos.append(helper.make_tensor_value_info(name, TYPES[example.dtype], shape))
             self._publish(name, value)
         nodes = _needed(self.nodes, {name for name, _, _ in outputs})
@@ -174,6 +178,10 @@ class Graph:
         constants = [proto for name, proto in self._constants.items() if name in read]
         graph = helper.make_graph(nodes, "model", self.inputs, infos, constants)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+    def _axis(self, size: int | torch.SymInt) -> int | str | None:
+        """A size as a file says it: a number, the name of an input's axis, or unknown."""
+        return size if isinstance(size, int) else self._axes.get(str(size.node.expr))
 
     def _publish(self, name: str, value: str) -> None:
         """Give a value the name of an output; one that has no operator or a name already gets a copy."""

@@ -117,7 +117,8 @@ def adaptive_avg_pool2d(g: Graph, out: Tensor, *, self: Value, output_size: Any)
 @operator
 def upsample_nearest2d(g: Graph, out: Tensor, *, self: Value = None, input: Value = None, **sizes: Any) -> str:  # noqa: A002
     x = input if self is None else self
-    scales = [float(b) / float(a) for a, b in zip(x.shape[-2:], out.shape[-2:], strict=True)]
+    given = sizes.get("scale_factors")
+    scales = given or [float(b) / float(a) for a, b in zip(x.shape[-2:], out.shape[-2:], strict=True)]
     factors = g.constant(torch.tensor([1.0, 1.0, *scales]))
     how = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
     return g.op("Resize", g.read(x), "", factors, **how)

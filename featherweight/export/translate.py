@@ -24,9 +24,7 @@ from featherweight.export.graph import Graph, Ref, Unsupported
 FOLD_LIMIT = 1 << 16  # elements a computed constant may have more than what it is computed from
 
 
-def translate(
-    program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]
-) -> onnx.ModelProto:
+def translate(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
     """The graph of a program whose inputs and outputs get these names."""
     graph, values = Graph(), _placeholders(program)
     names = iter(inputs)

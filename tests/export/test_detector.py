@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detectors as files: every form answers as the model does, at other batches and sizes too; a wrong one is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fill
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from featherweight.convs import ConvNorm
+from featherweight.errors import CheckFailed, OptionError
+from featherweight.models import zoo
+from featherweight.models.yolov7_head import Detect
+from featherweight.runtime.nms import Nms
+from featherweight.runtime.session import Session, open_session
+
+pytest.importorskip("onnx")
+
+import onnx
+
+from featherweight.export import detector, suppression
+from featherweight.export.detector import Form
+
+
+class Small(nn.Module):
+    """Two levels, strides 4 and 8: what every detector has, in a second."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(ConvNorm(3, 8, 3, 2), ConvNorm(8, 16, 3, 2))
+        self.down = ConvNorm(16, 16, 3, 2)
+        self.up = nn.Upsample(scale_factor=2.0)
+        anchors = [[28, 30, 34, 29, 32, 40], [40, 44, 60, 50, 56, 68]]  # large: neighbors overlap
+        self.head = Detect([32, 16], anchors, [4, 8], num_classes, implicit=True)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        fine = self.stem(images)
+        coarse = self.down(fine)
+        maps: tuple[Tensor, ...] = self.head([torch.cat([fine, self.up(coarse)], dim=1), coarse])
+        return maps
+
+
+def small(num_classes: int = 3) -> Small:
+    torch.manual_seed(0)
+    model = Small(num_classes).eval()
+    for conv in model.head.m:
+        nn.init.normal_(conv.weight, std=1.0)  # type: ignore[arg-type]
+        conv.bias.data.view(3, -1)[:, 4] += 6.0  # type: ignore[union-attr, operator]
+    return model
+
+
+IMAGES = fill.image("a detector's images", (3, 3, 32, 48))
+
+
+def opened(path: Path, backend: str = "onnxruntime") -> Session:
+    return open_session(path, backend=backend)
+
+
+@pytest.mark.parametrize("form", ["raw", "decoded"])
+def test_predictions_at_any_batch_and_size(form: str, tmp_path: Path) -> None:
+    model = small()
+    exported = detector.export(model, tmp_path / "d.onnx", IMAGES, form=form)
+    assert exported.parity.snr_db > 100
+    told = opened(exported.path).metadata
+    assert (told["task"], told["form"], told["stride"]) == ("object-detection", form, "8")
+    for backend in ("onnxruntime", "openvino"):
+        session = opened(exported.path, backend)
+        assert session.inputs[0].shape == (None, 3, None, None)
+        for shape in ((1, 3, 64, 24), (2, 3, 8, 40)):
+            images = fill.image("others", shape)
+            expected = detector.answers(model, images, raw=form == "raw")
+            got = list(session.run({"images": images.numpy()}).values())
+            assert [g.shape for g in got] == [e.shape for e in expected]
+            for ours, theirs in zip(expected, got, strict=True):
+                np.testing.assert_allclose(theirs, ours, atol=1e-4, rtol=1e-5)
+
+
+def test_suppression_in_the_file(tmp_path: Path) -> None:
+    model = small()
+    exported = detector.export(model, tmp_path / "d.onnx", IMAGES, form=Form("end2end", max_detections=7))
+    predictions = detector.answers(model, IMAGES)[0]
+    given = {"confidence": np.float32([0.002]), "iou": np.float32([0.6])}
+    rows = opened(exported.path).run({"images": IMAGES.numpy(), **given})["detections"]
+    expected = Nms(0.002, 0.6, multi_label=True, max_kept=7).batch(predictions)
+    assert rows[:, 0].tolist() == [image for image, found in enumerate(expected) for _ in found]
+    np.testing.assert_allclose(rows[:, 1:], np.concatenate(expected)[:, [0, 1, 2, 3, 5, 4]], atol=1e-3)
+
+
+def test_a_file_of_one_size_refuses_another(tmp_path: Path) -> None:
+    exported = detector.export(small(), tmp_path / "d.onnx", IMAGES, dynamic=False)
+    assert opened(exported.path).inputs[0].shape == (None, 3, 32, 48)
+    with pytest.raises(OptionError, match="images"):
+        opened(exported.path).run({"images": np.zeros((1, 3, 64, 48), np.float32)})
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of a model that is another one by one class of one anchor."""
+    model, path = small(), tmp_path_factory.mktemp("wrong") / "d.onnx"
+    with torch.no_grad():
+        model.head.m[0].bias[5] += 3.0  # type: ignore[index, operator, union-attr]
+    path.write_bytes(detector.to_bytes(model, IMAGES, form=Form()))
+    return path
+
+
+@pytest.mark.parametrize("form", ["decoded", "end2end"])
+def test_a_file_of_another_model_fails_the_check(form: str, wrong: Path, tmp_path: Path) -> None:
+    path = tmp_path / "d.onnx"
+    proto = onnx.load(wrong)
+    known = {"num_classes": 3, "multi_label": True, "max_detections": 300}
+    onnx.save(suppression.added(proto, **known) if form == "end2end" else proto, path)
+    found = detector.parity(small(), opened(path), IMAGES, Form(form))
+    with pytest.raises(CheckFailed):
+        detector.check(found, min_snr_db=detector.CURVE_DB if form == "end2end" else None)
+
+
+def test_a_suppression_that_keeps_all_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suppression, "_GRAPH", suppression._GRAPH.replace("most, iou,", "most, one_iou,").replace(
+        "half = Constant", "one_iou = Constant <value_floats = [1.0]> ()\n    half = Constant"))  # fmt: skip
+    with pytest.raises(CheckFailed):
+        detector.export(small(), tmp_path / "d.onnx", IMAGES, form="end2end", dynamic=False)
+    assert not (tmp_path / "d.onnx").exists()
+
+
+def test_what_is_no_detector_and_what_is_no_form(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="no head with anchors"):
+        detector.export(nn.Conv2d(3, 3, 1), tmp_path / "d.onnx", IMAGES)
+    with pytest.raises(OptionError, match="did you mean 'decoded'"):
+        detector.export(small(), tmp_path / "d.onnx", IMAGES, form="decode")
+    with pytest.raises(OptionError, match="max_detections"):
+        Form("end2end", max_detections=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["yolov7_tiny", "yolov7", "yolov7_w6"])
+def test_the_real_ones(variant: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = zoo.create("yolov7", variant=variant, form="training", num_classes=2)
+    images = fill.image("real", (2, 3, 128, 192))
+    exported = detector.export(model, tmp_path / "d.onnx", images)
+    assert exported.parity.snr_db > 80
+    other = fill.image("real", (1, 3, 256, 64))
+    got = opened(exported.path).run({"images": other.numpy()})["predictions"]
+    np.testing.assert_allclose(got, detector.answers(model, other)[0], atol=1e-3, rtol=1e-4)
