@@ -20,6 +20,7 @@ from typing import Any
 from golden_case import Case, digests
 from golden_methods import dynamic, merging
 from golden_models import sret, vit
+from golden_yolo_data import augmentation, metrics, pre_post
 from golden_yolo_losses import losses, overlaps
 from golden_yolo_models import detector
 from golden_yolo_training import schedules, steps
@@ -41,6 +42,9 @@ RECOGNIZED: list[tuple[Callable[[Reference], bool], Callable[[Case], None]]] = [
     (lambda held: "kind" in held and "preds" in held, losses),
     (lambda held: "warmup" in held and "epoch_lr" in held, schedules),
     (lambda held: "steps" in held and "group_sizes" in held, steps),
+    (lambda held: "affine" in held, augmentation),
+    (lambda held: "letterbox" in held, pre_post),
+    (lambda held: "stat_names" in held, metrics),
 ]
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from featherweight.data import mosaic
+from featherweight.data import mosaic as mosaics
 from featherweight.data.color import hsv_changed
 from featherweight.data.warp import Move, Scene, warped, worth
 from featherweight.errors import OptionError, closest
@@ -109,7 +109,7 @@ class DetectionAugment:
             found = self._mosaic(tiles, index, rng)
             if self.mixup and rng.random() < self.mixup:
                 other = self._mosaic(tiles, int(rng.integers(len(tiles))), rng)
-                found = mosaic.mixup(found, other, float(rng.beta(self.mixup_alpha, self.mixup_alpha)))
+                found = mosaics.mixup(found, other, float(rng.beta(self.mixup_alpha, self.mixup_alpha)))
         else:
             found = boxed(tiles.load(index), tiles.size)
             if self.moves:
@@ -118,7 +118,7 @@ class DetectionAugment:
             gains = 1 + rng.uniform(-1, 1, 3) * (self.hue, self.saturation, self.value)
             found = replace(found, picture=hsv_changed(found.picture, (gains[0], gains[1], gains[2])))
         if self.paste_in and rng.random() < self.paste_in:
-            found = mosaic.paste_in(found, self._pool(tiles, rng), rng)
+            found = mosaics.paste_in(found, self._pool(tiles, rng), rng)
         if self.flip_ud and rng.random() < self.flip_ud:
             found = found.flipped(across=False)
         if self.flip and rng.random() < self.flip:
@@ -139,27 +139,27 @@ class DetectionAugment:
         nine = rng.random() < self.mosaic9
         found = self._nine(tiles, index, rng) if nine else self._four(tiles, index, rng)
         if self.copy_paste:
-            found = mosaic.copy_paste(found, rng, self.copy_paste)
+            found = mosaics.copy_paste(found, rng, self.copy_paste)
         return warped(found, self._move(rng), tiles.size)
 
     def _four(self, tiles: Tiles, index: int, rng: np.random.Generator) -> Scene:
         height, width = tiles.size
         center = (int(rng.uniform(width / 2, 1.5 * width)), int(rng.uniform(height / 2, 1.5 * height)))
         others = rng.integers(len(tiles), size=3).tolist()
-        return mosaic.mosaic4([tiles.load(i) for i in (index, *others)], center, tiles.size)
+        return mosaics.mosaic4([tiles.load(i) for i in (index, *others)], center, tiles.size)
 
     def _nine(self, tiles: Tiles, index: int, rng: np.random.Generator) -> Scene:
         height, width = tiles.size
         origin = (int(rng.uniform(0, width)), int(rng.uniform(0, height)))
         others = rng.integers(len(tiles), size=8).tolist()
-        return mosaic.mosaic9([tiles.load(i) for i in (index, *others)], origin, tiles.size)
+        return mosaics.mosaic9([tiles.load(i) for i in (index, *others)], origin, tiles.size)
 
-    def _pool(self, tiles: Tiles, rng: np.random.Generator) -> list[mosaic.Cutout]:
+    def _pool(self, tiles: Tiles, rng: np.random.Generator) -> list[mosaics.Cutout]:
         """Cut-outs of unmoved mosaics, until there are enough; none if the first has none."""
-        pool: list[mosaic.Cutout] = []
-        for _ in range(mosaic.CUTOUTS):
-            pool += mosaic.cutouts(self._four(tiles, int(rng.integers(len(tiles))), rng), rng)
-            if not pool or len(pool) >= mosaic.CUTOUTS:
+        pool: list[mosaics.Cutout] = []
+        for _ in range(mosaics.CUTOUTS):
+            pool += mosaics.cutouts(self._four(tiles, int(rng.integers(len(tiles))), rng), rng)
+            if not pool or len(pool) >= mosaics.CUTOUTS:
                 break
         return pool
 

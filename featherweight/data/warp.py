@@ -171,7 +171,7 @@ def warped_picture(picture: Picture, matrix: Matrix, out: tuple[int, int], *, co
     plain = matrix[0, 0] == matrix[1, 1] == 1 and not matrix[0, 1] and not matrix[1, 0] and not matrix[2, :2].any()
     if plain and matrix[0, 2] == round(matrix[0, 2]) and matrix[1, 2] == round(matrix[1, 2]):
         return _shifted(picture, round(matrix[0, 2]), round(matrix[1, 2]), out, color)
-    back = np.linalg.inv(matrix)
+    back: Matrix = np.linalg.inv(matrix).astype(np.float64)
     left, top, right, bottom = _looked_at(back, (height, width), out)
     if right <= left or bottom <= top:
         return np.full((*out, 3), color, np.uint8)

@@ -143,7 +143,8 @@ def labels_of(picture: Path) -> Path:
 
 def part_of(root: Path, pictures: Sequence[Path], classes: int, findings: Findings) -> Part:
     """These pictures with their rows; a missing label file is counted and means background."""
-    names, raws = [], []
+    names: list[str] = []
+    raws: list[list[Raw]] = []
     for picture in pictures:
         name = Path(os.path.relpath(picture, root)).as_posix()
         names.append(name)
@@ -203,7 +204,7 @@ def _row(fields: list[str], where: str, classes: int) -> tuple[str, Raw | None]:
         ring: Ring = values.reshape(-1, 2)
         if ring.min() < -BEYOND or ring.max() > 1 + BEYOND:
             return "bad_box", None
-        x1, y1, x2, y2 = (*ring.min(0).tolist(), *ring.max(0).tolist())
+        (x1, y1), (x2, y2) = ring.min(0).tolist(), ring.max(0).tolist()
         return "", Raw(where, label, (x1, y1, x2, y2), rings=(ring,), share=True)
     xc, yc, w, h = values.tolist()
     if abs(xc - 0.5) > 0.5 + BEYOND or abs(yc - 0.5) > 0.5 + BEYOND or max(w, h) > 1 + 2 * BEYOND:

@@ -54,7 +54,7 @@ class Scores:
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """AP, AP50, AP75, AR100 of each class, and how many pictures and boxes it has."""
-        found = {}
+        found: dict[str, dict[str, float]] = {}
         for k, name in enumerate(self.classes):
             found[_unique(name, found)] = {
                 "AP": _mean(self.precision[:, :, k, 0, 2]),

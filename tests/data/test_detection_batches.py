@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detection batches: pure in (seed, epoch, index), the same for any workers, ranks and restarts; boxes follow pixels."""
+"""Detection batches: pure in (seed, epoch, index), whatever the workers, ranks and restarts; boxes follow pixels."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_two_ranks_take_the_batches_of_one():
 def test_a_batch_has_the_agreed_form():
     batch = next(batches().epoch(0))
     assert batch["image"].shape == (4, 3, 64, 64) and batch["image"].dtype == torch.float32
-    assert 0 <= batch["image"].min() and batch["image"].max() <= 1
+    assert batch["image"].min() >= 0 and batch["image"].max() <= 1
     targets = batch["targets"]
     assert targets.dtype == torch.float32 and targets.shape[1] == 6 and len(targets) > 4
     assert set(targets[:, 0].tolist()) <= {0, 1, 2, 3}
