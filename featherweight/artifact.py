@@ -34,7 +34,7 @@ def save(
     model: nn.Module,
     folder: str | Path,
     *,
-    task: str = TASKS[0],
+    task: str | None = None,
     classes: Sequence[str] = (),
     preprocess: Preprocess | None = None,
     note: Mapping[str, Any] | None = None,
@@ -48,7 +48,7 @@ def save(
     record = Record(
         base=zoo.base_of(model),
         edits=tuple(edit.to_dict() for edit in edits_of(model)),
-        task=task,
+        task=task or (old.task if old else _task_of(zoo.base_of(model))),
         classes=tuple(classes) or (old.classes if old else ()),
         preprocess=preprocess or (old.preprocess if old else None),
         note=dict(note if note is not None else old.note if old else {}),
@@ -102,6 +102,17 @@ def is_artifact(path: str | Path) -> bool:
 def record_of(model: nn.Module) -> Record | None:
     """What the file said that this model was loaded from."""
     return getattr(model, _RECORD, None)
+
+
+def remember(model: nn.Module, *, classes: Sequence[str] = (), preprocess: Preprocess | None = None) -> None:
+    """Let a model that was not loaded from a folder of ours know its classes and pictures, for when it is saved."""
+    base = zoo.base_of(model)
+    record = Record(base=base, task=_task_of(base), classes=tuple(classes), preprocess=preprocess)
+    object.__setattr__(model, _RECORD, record)
+
+
+def _task_of(base: Mapping[str, Any] | None) -> str:
+    return TASKS[1] if base is not None and base["name"] == "yolov7" else TASKS[0]
 
 
 def with_classes(model: nn.Module, count: int) -> nn.Module:

@@ -19,20 +19,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import official_names
+from . import official_names, official_yolo
 from .artifact import FLOATS
 from .checkpoint import pack, tensors_of, unpack
 from .doors import checkpoint as door
+from .doors import modules
 from .doors.stored import Stored
 from .errors import InputError, OptionError, shown
 from .methods import dynamicvit
 from .models import positions, zoo
+from .official_yolo import Detector
 from .surgery import apply, edits_of
 
 Tell = Callable[[str], None]
 WRAPPED = ("model", "state_dict")  # where training scripts keep the weights ...
 AVERAGED = ("model_ema", "state_dict_ema", "ema")  # ... and their moving average
-PREFIXES = ("module.", "_orig_mod.")
 HEADS = ("head", "head_dist", "aux_head", "fc", "classifier")
 POSITIONS = "pos_embed"
 
@@ -45,6 +46,7 @@ class File:
     tensors: dict[str, Stored]
     where: str  # the key it was under; "" for a flat file
     also: tuple[str, ...] = field(default=())  # further state dicts in the file
+    detector: Detector | None = None  # what YOLOv7's files tell besides: variant, form, classes, names, anchors
 
 
 def note(text: str) -> None:
@@ -70,8 +72,10 @@ def create(
     `resize` and `strict` as in `load`. Raises OptionError for an unknown name or field, InputError for a file that does
     not fit.
     """
-    model = zoo.create(name, **config)
     line = zoo.find(name)
+    if weights is not None and official_yolo.knows(name) and keep is None and strict:
+        return official_yolo.named(name, weights if isinstance(weights, File) else read(weights, ema=ema), tell, config)
+    model = zoo.create(name, **config)
     if line is not None and line.keep is not None:
         share = line.keep if keep is None else keep
         model = apply(model, dynamicvit.plan(model, keep=share, at=line.places, stage=line.stage))
@@ -101,6 +105,8 @@ def load(
         positions.check_kernel(resize)
     file = file if isinstance(file, File) else read(file, ema=ema)
     path = file.path
+    if official_yolo.takes(model, file, strict):
+        return official_yolo.into(model, file, tell=tell)
     if file.also:
         tell(f"{shown(path)}: took {file.where!r}; it holds {', '.join(file.also)} too (ema={not ema} takes the other)")
     new = copy.deepcopy(model)
@@ -122,13 +128,16 @@ def load(
 
 def read(path: str | Path, *, ema: bool = False) -> File:
     """The weights in a file of one of the known layouts; InputError says what it holds instead."""
-    tree = door.read_tree(Path(path))
+    tree = door.read_tree(Path(path), inert=modules.CLASSES)
+    detector = official_yolo.of(tree, Path(path))
+    if detector is not None:
+        return File(path, dict(detector.tensors), "", detector=detector)
     if not isinstance(tree, Mapping):
         raise InputError(path, "bad_schema", f"holds a {type(tree).__name__}, not a state dict of named tensors")
     if _is_state_dict(tree):
         if ema:
             raise InputError(path, "missing_key", "holds one flat state dict and no moving average; leave ema out")
-        return File(path, _stripped(tree), "")
+        return File(path, official_names.stripped(tree), "")
     found = {key: tree[key] for key in (*WRAPPED, *AVERAGED) if _is_state_dict(tree.get(key))}
     wanted = [key for key in found if (key in AVERAGED) == ema]
     if not wanted:
@@ -137,11 +146,13 @@ def read(path: str | Path, *, ema: bool = False) -> File:
         where = " or ".join(AVERAGED if ema else WRAPPED)
         raise InputError(path, "bad_schema", f"has no {what} under {where}; it holds: {keys}")
     other = tuple(key for key in found if (key in AVERAGED) != ema)
-    return File(path, _stripped(found[wanted[0]]), wanted[0], other)
+    return File(path, official_names.stripped(found[wanted[0]]), wanted[0], other)
 
 
 def classes_of(file: File, model: nn.Module) -> int | None:
     """How many classes the classifier in a file has, where it is named like the model's."""
+    if official_yolo.takes(model, file):
+        return official_yolo.classes_of(model, file)
     own, names = tensors_of(model), official_names.of(model)
     counts = {
         tensor.shape[0]
@@ -232,14 +243,6 @@ def _check(tensors: dict[str, Stored], own: Mapping[str, torch.Tensor], path: st
 def _is_state_dict(value: Any) -> bool:
     named = isinstance(value, Mapping) and len(value) > 0
     return named and all(isinstance(key, str) and isinstance(item, Stored) for key, item in value.items())
-
-
-def _stripped(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """Without what wrappers put before every name."""
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in tensors):
-            return _stripped({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
-    return dict(tensors)
 
 
 def _kernel(file: File) -> str:

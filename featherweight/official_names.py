@@ -19,9 +19,20 @@ from .doors.stored import Stored
 from .methods import dynamicvit_names
 from .methods.dynamicvit_names import COMPUTED
 from .models import sret, zoo
+from .models.yolov7 import FORMS
 from .surgery import all_of
 
-__all__ = ["COMPUTED", "as_linear", "hint", "of", "ours"]
+__all__ = ["COMPUTED", "as_linear", "detector_of", "hint", "of", "ours", "stripped"]
+
+PREFIXES = ("module.", "_orig_mod.")
+
+
+def stripped(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Without what wrappers put before every name."""
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in tensors):
+            return stripped({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
+    return dict(tensors)
 
 
 def of(model: nn.Module) -> dict[str, str]:
@@ -56,6 +67,19 @@ def hint(tensors: Mapping[str, Any], model: nn.Module) -> str:
     return f"it fits {', '.join(fits[:3])}" if fits else ""
 
 
+def detector_of(tensors: Mapping[str, Any]) -> str:
+    """Which YOLOv7 a state dict fits, but for the number of classes; or nothing."""
+    for name, line in zoo.ZOO.items():
+        for form in FORMS if line.family == "yolov7" else ():
+            with torch.device("meta"):
+                own = zoo.create(name, form=form).state_dict()
+            if tensors.keys() == own.keys() and all(
+                tensor.shape[1:] == tuple(own[key].shape[1:]) for key, tensor in tensors.items()
+            ):
+                return f"{name} ({form} form)"
+    return ""
+
+
 def _plain(key: str, around: list[str]) -> str:
     """The name without the modules that stand around the blocks, innermost first."""
     for path in around:
@@ -70,7 +94,7 @@ def _plain(key: str, around: list[str]) -> str:
 def _fitting(tensors: Mapping[str, Any], *, sparse: bool) -> Iterator[str]:
     """Names of the table whose tensors, predictors apart, are these but for the number of classes; timm's are not."""
     for name, line in zoo.ZOO.items():
-        if line.family.startswith("timm:") or (line.keep is not None) != sparse:
+        if line.family.startswith(("timm:", "yolov7")) or (line.keep is not None) != sparse:
             continue
         with torch.device("meta"):
             model = zoo.create(name)

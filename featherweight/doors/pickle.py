@@ -60,7 +60,7 @@ class _Machine:
     def name(self, module: Any, name: Any) -> Name:
         dotted = f"{module}.{name}"
         known = dotted in _CALLS or dotted in STORAGES or dotted in TYPES or self.is_inert(dotted)
-        if not (isinstance(module, str) and isinstance(name, str) and known):
+        if not (isinstance(module, str) and isinstance(name, str) and known) or "." in name:
             raise self.unsafe(f"names {shown(dotted, limit=100)}")
         return Name(dotted)
 

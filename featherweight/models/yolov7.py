@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from ..convs import ConvNorm, RepConv, activation, fused, shell
 from ..errors import OptionError
 from ..surgery import Aside
-from . import yolov7_graph
+from . import yolov7_graph, yolov7_text
 from .yolov7_blocks import SPPCSPC, Add, Cat, DownC, ReOrg, Up, Widest
 from .yolov7_graph import Graph, Row
 from .yolov7_head import Detect
 
-FORMS = ("deploy", "training")
+FORMS, CUSTOM = ("deploy", "training"), "custom"
 _P5 = ((12, 16, 19, 36, 40, 28), (36, 75, 76, 55, 72, 146), (142, 110, 192, 243, 459, 401))
 _TINY = ((10, 13, 16, 30, 33, 23), (30, 61, 62, 45, 59, 119), (116, 90, 156, 198, 373, 326))
 _P6 = (
@@ -36,31 +36,39 @@ Anchors = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class YOLOv7Config:
-    variant: str = "yolov7"
+    variant: str = "yolov7"  # or "custom", with a graph
     form: str = "deploy"  # training: implicit vectors in the head, and auxiliary branches where the authors have them
     num_classes: int = 80
     activation: str = ""  # of plain convolutions; "": the variant's own
     anchors: Anchors = field(default=(), metadata={"own_check": True})  # a row a level: w, h, w, h, ... in pixels
     image_size: tuple[int, ...] = ()  # height, width it is meant for; (): 640, P6 variants 1280. All multiples run
+    graph: str = ""  # of a custom variant, as `yolov7_text` writes it
 
     def __post_init__(self) -> None:
-        design, own = yolov7_graph.find(self.variant)
+        own = "silu" if self.variant == CUSTOM else yolov7_graph.find(self.variant)[1]
         if self.form not in FORMS:
             raise OptionError("form", f"{self.form!r} is not one of {', '.join(FORMS)}")
+        if bool(self.graph) != (self.variant == CUSTOM):
+            raise OptionError("graph", f"belongs to variant={CUSTOM!r}, and that variant needs one")
         object.__setattr__(self, "activation", self.activation or own)
         activation(self.activation)
-        size: Any = self.image_size or (1280 if design.reorg else 640)
+        wired = self.wired
+        strides = [shapes(wired.rows)[1][row] for row in wired.lead]
+        size: Any = self.image_size or (1280 if max(strides) > 32 else 640)
         object.__setattr__(self, "image_size", (size, size) if isinstance(size, int) else tuple(size))
-        stride = 4 << len(design.neck)
-        if len(self.image_size) != 2 or any(n % stride or n < stride for n in self.image_size):
-            raise OptionError("image_size", f"{self.image_size} is not a height and a width in multiples of {stride}")
-        usual = _P6 if design.reorg else _TINY if design is yolov7_graph.TINY else _P5
-        anchors = _checked(self.anchors, len(design.neck)) if self.anchors != () else usual
+        if len(self.image_size) != 2 or any(n % max(strides) or n < 1 for n in self.image_size):
+            right = f"is not a height and a width in multiples of {max(strides)}"
+            raise OptionError("image_size", f"{self.image_size} {right}")
+        usual = _TINY if self.variant.startswith("yolov7_tiny") else {3: _P5, 4: _P6}.get(len(strides), ())
+        anchors = _checked(self.anchors if self.anchors != () else usual, len(strides))
         object.__setattr__(self, "anchors", tuple(tuple(map(float, level)) for level in anchors))
 
     @property
-    def graph(self) -> Graph:
+    def wired(self) -> Graph:
         """The rows of this variant and form."""
+        if self.variant == CUSTOM:
+            graph = yolov7_text.parse(self.graph)
+            return graph if self.form == "training" else lead_only(graph)
         design, _ = yolov7_graph.find(self.variant)
         return yolov7_graph.wire(design, aux=self.form == "training" and design.reorg)
 
@@ -94,7 +102,7 @@ class YOLOv7(nn.Module):
     def __init__(self, config: YOLOv7Config) -> None:
         super().__init__()
         self.config = config
-        self.graph = graph = config.graph
+        self.graph = graph = config.wired
         widths, strides = shapes(graph.rows)
         layers: list[nn.Module] = [_layer(row, widths, config.activation) for row in graph.rows]
         head = Detect(
@@ -200,17 +208,22 @@ def _layer(row: Row, widths: Sequence[int], act: str) -> nn.Module:
 _PLAIN: dict[str, type[nn.Module]] = {"up": Up, "cat": Cat, "add": Add, "reorg": ReOrg}
 
 
+def lead_only(graph: Graph) -> Graph:
+    """The graph without auxiliary branches and the rows that only they read; those stand last."""
+    needed = [row for row, _ in schedule(graph.rows, graph.lead)]
+    if not graph.aux or needed != list(range(len(needed))):
+        return graph
+    return Graph(graph.rows[: len(needed)], graph.lead, (), graph.aux_sources)
+
+
 @fused.register
 def _(detector: YOLOv7) -> nn.Module | None:
     """The deploy graph: auxiliary branches go with the rows that only they read, and the head moves up."""
-    if not detector.graph.aux:
+    graph = lead_only(detector.graph)
+    if graph is detector.graph:
         return None
-    new, graph = shell(detector), detector.graph
-    needed = [row for row, _ in schedule(graph.rows, graph.lead)]
-    if needed != list(range(len(needed))):
-        raise OptionError("fuse", "auxiliary rows stand between rows of the lead branches")
-    head = fused(detector.head)
-    new.graph = Graph(graph.rows[: len(needed)], graph.lead, (), graph.aux_sources)
-    new.model = nn.ModuleList([*detector.model[: len(needed)], head])  # type: ignore[list-item]
+    new = shell(detector)
+    new.graph = graph
+    new.model = nn.ModuleList([*detector.model[: len(graph.rows)], fused(detector.head)])  # type: ignore[list-item]
     new.aside = Aside()
     return new

@@ -19,7 +19,7 @@ from featherweight.runtime.preprocess import Preprocess
 
 FORMAT = 1
 RECORD, WEIGHTS = "model.json", "model.safetensors"
-TASKS = ("image-classification",)
+TASKS = ("image-classification", "object-detection")
 CLASS_NAME_LIMIT, CLASSES_LIMIT, EDITS_LIMIT = 1000, 1_000_000, 100_000
 _KEYS = {"format", "base", "edits", "task", "classes", "preprocess", "note"}
 
