@@ -96,3 +96,8 @@ def evaluate(truth: Sequence[Truth], detections: Sequence[NDArray[np.floating]],
     every = np.concatenate(ordered) if ordered else np.zeros((0, 6))
     targets = np.concatenate([np.asarray(one.labels) for one in truth])
     return curves(np.concatenate(right), every[:, 4], every[:, 5].astype(np.int64), targets, ramp=ramp)
+
+
+def fitness(ap50: float, ap: float) -> float:
+    """What the authors choose their best checkpoint by."""
+    return 0.1 * ap50 + 0.9 * ap
