@@ -16,6 +16,8 @@ if importlib.util.find_spec("featherweight") is None:  # the runner may be start
 
 # All at the start, so that the processes the runner forks measure the reading and not the importing.
 from featherweight import artifact, recipe
+from featherweight.data import coco, scenes, yolo
+from featherweight.data.objects import Findings, Objects, settle
 from featherweight.doors import checkpoint, image
 from featherweight.errors import InputError
 from featherweight.runtime.preprocess import Preprocess
@@ -74,6 +76,59 @@ def load_onnx(path: str) -> dict[str, Any]:
 
 def load_config(path: str) -> dict[str, Any]:
     return _through(lambda: recipe.flat(recipe.read(path)))
+
+
+def load_coco(path: str) -> dict[str, Any]:
+    """The annotations with their pictures, as training takes them."""
+
+    def load() -> dict[str, Any]:
+        findings = Findings()
+        part, categories = coco.read(Path(path), None, findings)
+        found = scenes.settled(part, len(categories.names), findings)
+        every = [found.pictures.objects(i) for i in range(len(found.pictures))]
+        boxes = [box for one in every for box in one.targets().boxes.tolist()]
+        return {
+            **_told(findings),
+            "images": len(every),
+            "boxes": len(boxes),
+            "crowd": sum(int(one.crowd.sum()) for one in every),
+            "names": list(categories.names),
+            "labels": [label for one in every for label in one.targets().labels.tolist()],
+            "xywh": [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes],
+        }
+
+    return _through(load)
+
+
+def load_yolo(path: str) -> dict[str, Any]:
+    """One label file of a picture of 48 x 32, with three classes."""
+
+    def load() -> dict[str, Any]:
+        findings = Findings()
+        rows = yolo.rows(Path(path), 3, findings)
+        found: Objects = settle(rows, name=path, size=(32, 48), classes=3, findings=findings)
+        centers = [[(x1 + x2) / 96, (y1 + y2) / 64, (x2 - x1) / 48, (y2 - y1) / 32] for x1, y1, x2, y2 in found.boxes]
+        return {
+            **_told(findings),
+            "boxes": len(found),
+            "labels": found.labels.tolist(),
+            "xywhn": [[float(side) for side in one] for one in centers],
+        }
+
+    return _through(load)
+
+
+def load_data_yaml(path: str) -> dict[str, Any]:
+    def load() -> dict[str, Any]:
+        findings = Findings()
+        names, parts, _ = yolo.description(Path(path), findings)
+        return {**_told(findings), "names": list(names), "parts": sorted(parts)}
+
+    return _through(load)
+
+
+def _told(findings: Findings) -> dict[str, Any]:
+    return {"warnings": list(findings.reasons), "dropped": findings.total("dropped")}
 
 
 def load_artifact(path: str) -> dict[str, str]:

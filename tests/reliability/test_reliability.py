@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -20,7 +21,16 @@ from special_files import make
 
 HERE = Path(__file__).parent
 ADAPTER = HERE / "adapter.py"
-CASES = {"image": 64, "checkpoint": 36, "config": 25, "onnx": 4, "special": 9}  # at least; mode 000 is not for root
+CASES = {
+    "image": 64,
+    "checkpoint": 36,
+    "config": 25,
+    "onnx": 4,
+    "special": 9,
+    "coco": 21,
+    "yolo": 16,
+    "data_yaml": 4,
+}  # at least; mode 000 is not for root
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the runner forks")
 pytest.importorskip("torch")
@@ -34,6 +44,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = folder / "corpus"
     (found / "expected.json").write_bytes((HERE / "expected.json").read_bytes())
     make(found)
+    pictures = found / "annotations" / "coco"
+    shutil.copy(pictures / "a.jpg", pictures / "b.jpg")  # the second picture of the cases
     return found
 
 
@@ -90,12 +102,22 @@ def test_the_scan_of_the_special_files(corpus: Path) -> None:
     assert len(whole) == len(set(whole)) > 70
 
 
-@pytest.mark.parametrize("surface", ["image", "checkpoint", "config", "onnx"])
+@pytest.mark.parametrize("surface", ["image", "checkpoint", "config", "onnx", "yolo"])
 def test_two_thousand_fuzzed_inputs(corpus: Path, tmp_path: Path, surface: str) -> None:
-    options = ("--surface", surface, "--n", 2000, "--limit", 20)  # seconds by the wall's clock, on a busy machine too
-    done = run("fuzz.py", "--corpus", corpus, "--adapter", ADAPTER, *options, tmp=tmp_path)
+    fuzzed(corpus, tmp_path, surface, 2000, seed=0)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_two_thousand_fuzzed_annotations(corpus: Path, tmp_path: Path, seed: int) -> None:
+    fuzzed(corpus, tmp_path, "coco", 700, seed=seed)  # in longer runs the fuzzer ties its own trees into knots
+
+
+def fuzzed(corpus: Path, tmp: Path, surface: str, count: int, *, seed: int) -> None:
+    # --limit: seconds by the wall's clock, on a busy machine too
+    options = ("--surface", surface, "--n", count, "--seed", seed, "--limit", 20)
+    done = run("fuzz.py", "--corpus", corpus, "--adapter", ADAPTER, *options, tmp=tmp)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{surface}: 2000 inputs" in done.stdout
+    assert f"{surface}: {count} inputs" in done.stdout
     assert " 0 other, code ran: False" in done.stdout
 
 
