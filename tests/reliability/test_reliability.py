@@ -107,7 +107,7 @@ def test_two_thousand_fuzzed_inputs(corpus: Path, tmp_path: Path, surface: str) 
     fuzzed(corpus, tmp_path, surface, 2000, seed=0)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
 def test_two_thousand_fuzzed_annotations(corpus: Path, tmp_path: Path, seed: int) -> None:
     fuzzed(corpus, tmp_path, "coco", 700, seed=seed)  # in longer runs the fuzzer ties its own trees into knots
 
