@@ -16,7 +16,7 @@ from typing import Any
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
-from featherweight import __version__, cli_look, cli_plot, cli_run, cli_use, console
+from featherweight import __version__, cli_convert, cli_look, cli_plot, cli_run, cli_use, console
 from featherweight.console import Screen
 from featherweight.errors import FeatherweightError, OptionError, closest, missing_extra
 
@@ -33,7 +33,13 @@ HELP = "Make a vision model small and fast, and prove it."
 EVERYWHERE = "Everywhere: -q, -v, --json (stdout holds JSON alone), --debug, --version, NO_COLOR."
 
 
-VERBS: tuple[Callable[..., int], ...] = (*cli_run.VERBS, *cli_use.VERBS, *cli_plot.VERBS, *cli_look.VERBS)
+VERBS: tuple[Callable[..., int], ...] = (
+    *cli_run.VERBS,
+    *cli_use.VERBS,
+    *cli_convert.VERBS,
+    *cli_plot.VERBS,
+    *cli_look.VERBS,
+)
 
 
 def overview() -> str:
@@ -135,12 +141,14 @@ def _rewritten(tokens: list[str], app: App) -> list[str]:
     while rest and not rest[0].startswith("-") and rest[0] in (known := _verbs(command)):
         verb.append(rest.pop(0))
         command = command[verb[-1]]
+    if verb == ["train"] and rest and rest[0] in TASKS:
+        rest[0] = f"--task={rest[0]}"
     known = _verbs(command)
     if known and rest and not rest[0].startswith("-"):
         place = f"command '{' '.join([*verb, rest[0]])}'"
         raise OptionError(f"unknown {place}", f"{closest(rest[0], known)}Known: {', '.join(known)}")
     if not verb or known or "--help" in rest or "-h" in rest:
-        return tokens
+        return [*verb, *rest]
     found = command.assemble_argument_collection()
     names = {name: argument.token_count()[0] for argument in found for name in argument.names}
     shown = [argument.names[0] for argument in found if argument.names[0].startswith("-")]
@@ -182,6 +190,7 @@ def _token(token: str, names: dict[str, int], shown: list[str], verb: str) -> st
 
 
 RECIPE_KEYS = frozenset({"name", "task", "model", "teacher", "data", "seed", "output", "threads", "steps", "budget"})
+TASKS = ("detect", "detection", "object-detection", "classify", "classification", "image-classification")
 
 
 def _unknown(option: str, typed: str, names: Iterable[str], shown: list[str], verb: str) -> OptionError:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from cyclopts import Parameter
 
 from featherweight import __version__
 from featherweight import cli_options as options
+from featherweight.cli_data import check as check
 from featherweight.console import bar, columns, current, line
 from featherweight.errors import InputError, OptionError, clean, closest, shown
 
@@ -121,6 +123,10 @@ def _data() -> list[tuple[str, ...]]:
         ("FILE.csv", "columns path and label"),
         ("train-{0000..0099}.tar", "WebDataset shards with .jpg or .png and .cls or .json, or a folder of them"),
         ("FOLDER", "what save_to_disk of the Hugging Face datasets library wrote"),
+        ("digits-det", "1 to 4 of these digits on a photograph, with boxes; for detectors"),
+        ("data.yaml", "YOLO: pictures and text files of boxes or outlines; for detectors"),
+        ("FOLDER or FILE.json", "COCO: annotations/instances_train*.json and pictures; for detectors"),
+        ("FOLDER", "Pascal VOC: Annotations/*.xml and JPEGImages/; for detectors"),
     ]
 
 
@@ -158,7 +164,8 @@ def _facts(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if found["size_bytes"]:
         yield "file", size(found["size_bytes"])
     if found.get("edits"):
-        yield "edits", ", ".join(found["edits"])
+        runs = [(kind, len(list(same))) for kind, same in groupby(found["edits"])]
+        yield "edits", ", ".join(kind if count == 1 else f"{count} x {kind}" for kind, count in runs)
     if found["classes"]:
         names = ", ".join(shown(name, limit=30) for name in found["classes"][:LONGEST])
         yield "classes", f"{len(found['classes'])}: {names}" + (" ..." if len(found["classes"]) > LONGEST else "")
@@ -249,45 +256,6 @@ def _remedy(package: str, extra: str, use: str) -> str:
     if _version(package):
         return use
     return f"{use}: pip install " + (f"'featherweight[{extra}]'" if extra else package)
-
-
-def check(
-    path: Annotated[
-        str, Parameter(name=("--data", "--path"), help="digits, a folder of class folders, a parquet or a CSV")
-    ],
-    *,
-    max_bad: options.MaxBad = 0.01,
-) -> int:
-    """Format, counts, classes and broken files of a data set."""
-    from featherweight import data
-
-    screen = current()
-    loaded = data.load(path, max_bad=1.0)
-    found = data.describe(loaded)
-    counts = " / ".join(f"{count} {part}" for part, count in found["counts"].items())
-    screen.answer(line("data", f"{found['name']}: {found['format']}, {len(found['classes'])} classes, {counts}"))
-    if found["note"]:
-        screen.say(line("", found["note"]))
-    parts = list(found["counts"])
-    most = max((count for row in found["classes"].values() for count in row.values()), default=1) or 1
-    rows = [(shown(name, limit=40), *(str(row[part]) for part in parts)) for name, row in found["classes"].items()]
-    text = columns([("class", *parts), *rows]).split("\n")
-    bars = ["", *(bar(row.get("train", 0) / most) for row in found["classes"].values())]
-    screen.answer("\n" + "\n".join(f"{left}  {drawn}".rstrip() for left, drawn in zip(text, bars, strict=True)))
-    for one in found["skipped"]:
-        screen.answer(f"  ✗ {one['path']}: {one['reason']}: {clean(one['text'])}")
-    total = sum(found["counts"].values()) + len(found["skipped"])
-    bad = len(found["skipped"]) > max_bad * total
-    screen.emit({**found, "passed": not bad})
-    if bad:
-        screen.problem(
-            f"{len(found['skipped'])} of {total} files cannot be used, more than --max-bad {max_bad:g} allows"
-        )
-    screen.next(
-        f"featherweight train MODEL --data {shown(path)}",
-        f"featherweight compress MODEL --data {shown(path)} --max-drop 1%",
-    )
-    return 1 if bad else 0
 
 
 VERBS = (report, list_, info, doctor)

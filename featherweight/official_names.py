@@ -73,8 +73,9 @@ def detector_of(tensors: Mapping[str, Any]) -> str:
         for form in FORMS if line.family == "yolov7" else ():
             with torch.device("meta"):
                 own = zoo.create(name, form=form).state_dict()
+            kernels = [key for key, tensor in own.items() if tensor.ndim == 4 and key.endswith(".weight")]
             if tensors.keys() == own.keys() and all(
-                tensor.shape[1:] == tuple(own[key].shape[1:]) for key, tensor in tensors.items()
+                tensors[key].shape[1:] == tuple(own[key].shape[1:]) for key in kernels
             ):
                 return f"{name} ({form} form)"
     return ""

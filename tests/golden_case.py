@@ -25,6 +25,7 @@ class Case:
     wrong: list[str] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     path: Path = Path()  # the file, for what lies beside it
+    told: list[str] = field(default_factory=list)  # what to say of a file that agrees
 
     def compare(self, place: str, found: Tensor, *, atol: float = ATOL) -> None:
         """A tensor of ours against the digest at a dotted place of the file.

@@ -22,7 +22,7 @@ from golden_methods import dynamic, merging
 from golden_models import sret, vit
 from golden_yolo_data import augmentation, metrics, pre_post
 from golden_yolo_losses import losses, overlaps
-from golden_yolo_models import detector
+from golden_yolo_models import checkpoint, detector, hostile
 from golden_yolo_training import schedules, steps
 from torch import nn
 
@@ -38,6 +38,7 @@ Reference = Mapping[str, Any]
 # What a file holds -> who compares it; the first that recognises a file takes it.
 RECOGNIZED: list[tuple[Callable[[Reference], bool], Callable[[Case], None]]] = [
     (lambda held: held.get("family") == "yolov7" and "config" in held, detector),
+    (lambda held: len(held) > 0 and all("sha256_file" in str(value) for value in held.values()), checkpoint),
     (lambda held: "boxes_xywh_pred" in held and "ciou" in held, overlaps),
     (lambda held: "kind" in held and "preds" in held, losses),
     (lambda held: "warmup" in held and "epoch_lr" in held, schedules),
@@ -93,8 +94,14 @@ def main(folder: str, *, compiled: bool = False) -> int:
         done += 1
         failed += bool(case.wrong)
         result = "FAILED" if case.wrong else "ok"
-        said = "; ".join(case.wrong[:4]) or f"{len(case.seen)} digests"
+        said = "; ".join(case.wrong[:4]) or "; ".join([f"{len(case.seen)} digests", *case.told])
         print(f"{result:6} {path.name}: {said} ({time.perf_counter() - start:.1f} s)", flush=True)
+    for path in sorted(Path(folder).rglob("hostile*.tar.gz")):
+        done += 1
+        failed += bool(wrong := hostile(path))
+        print(
+            f"{'FAILED' if wrong else 'ok':6} {path.name}: {'; '.join(wrong[:4]) or 'every file refused'}", flush=True
+        )
     print(f"{done - failed} of {done} golden files agree")
     return 1 if failed or not done else 0
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +17,12 @@ from golden_models import in_training, parameters
 from torch import Tensor, nn
 
 import featherweight
-from featherweight import counting, official
+from featherweight import artifact, counting, official
+from featherweight.errors import InputError
 from featherweight.methods.fuse import fuse
 from featherweight.models import zoo
 from featherweight.models.yolov7 import YOLOv7
+from featherweight.runtime.nms import Nms
 from featherweight.tasks.detection.decode import decode
 from featherweight.tasks.detection.tta import augmented
 
@@ -41,6 +45,71 @@ def detector(case: Case) -> None:
             if at(case.reference, f"fused.outputs.{name}"):
                 _outputs(case, fused, f"fused.outputs.{name}", picture(case, name))
         _layers(case, model, stand_in(case, model))
+
+
+def checkpoint(case: Case) -> None:
+    """Files in the official layout, which lie beside the golden file or in a folder beside its own."""
+    places = {path.name: path for path in sorted(case.path.resolve().parents[1].rglob("*.pt"))}
+    here = {name: places[name] for name in case.reference if name in places}
+    if not here:
+        case.wrong.append(f"none of {', '.join(case.reference)} lies below {case.path.resolve().parents[1]}")
+    for name, held in case.reference.items():
+        if name not in here:
+            case.seen.add(name)
+            case.told.append(f"{name} is not here")
+            continue
+        found = official.read(here[name]).detector
+        assert found is not None
+        model = featherweight.create(found.config["variant"], weights=here[name], tell=case.told.append)
+        _checkpoint(case, name, held, model, found.tensors)
+
+
+def _checkpoint(case: Case, name: str, held: dict[str, Any], model: nn.Module, tensors: Any) -> None:
+    head: Any = model.head
+    record = artifact.record_of(model)
+    facts = {
+        "tensors": len(tensors),
+        "numbers": sum(math.prod(tensor.shape) for tensor in tensors.values()),
+        "params": parameters(model),
+        "names_first": list(record.classes[:4]) if record else [],
+        "bn_eps": next(m.eps for m in model.modules() if isinstance(m, nn.BatchNorm2d)),
+    }
+    for fact, value in facts.items():
+        if held[fact] != value:
+            case.wrong.append(f"{name}.{fact}: {value}, not {held[fact]}")
+    images = fill.image(held["image"], held["shape"])
+    with torch.no_grad():
+        raw, fused = model(images), fuse(model)
+        decoded = decode(raw, head.anchors, head.strides)
+        again = decode(fused(images), fused.head.anchors, head.strides)
+    compare_all(case, f"{name}.raw", raw)
+    compare(case, f"{name}.decoded", decoded)
+    compare(case, f"{name}.decoded_fused", again)
+    kept = Nms(0.001, 0.65)(decoded[0].double().numpy())
+    suppressed = f"{name}.nms_conf0.001_iou0.65_best_class"
+    if len(kept) != at(case.reference, f"{suppressed}.count"):
+        case.wrong.append(f"{suppressed}: {len(kept)} boxes")
+    compare(case, f"{suppressed}.digest", torch.from_numpy(kept))
+
+
+def hostile(path: Path) -> list[str]:
+    """What an archive of hostile files says that was not refused with a reason; each is only read."""
+    wrong, count = [], 0
+    with tarfile.open(path) as archive, tempfile.TemporaryDirectory() as folder:
+        for member in archive.getmembers():
+            source = archive.extractfile(member)
+            if source is None:
+                continue
+            count += 1
+            file = Path(folder) / f"{count}{Path(member.name).suffix}"
+            file.write_bytes(source.read())
+            try:
+                official.read(file)
+                wrong.append(f"{member.name} was read")
+            except InputError as error:
+                if not error.reason or not error.text:
+                    wrong.append(f"{member.name}: refused without a reason")
+    return wrong or ([] if count else ["holds no file"])
 
 
 def picture(case: Case, name: str) -> Tensor:

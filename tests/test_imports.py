@@ -65,6 +65,9 @@ HOUSE = (
         "budget",
         "sources",
         "runners",
+        "runners_torch",
+        "runners_file",
+        "runners_detection",
         "runs",
         "run_folder",
         "keys",
@@ -82,7 +85,20 @@ HOUSE = (
         "deploy",
         "story",
     ),
-    ("pipelines", "verbs", "cli", "cli_run", "cli_use", "cli_look", "cli_plot", "cli_options", "console"),
+    (
+        "pictures",
+        "pipelines",
+        "pipelines_detection",
+        "verbs",
+        "cli",
+        "cli_run",
+        "cli_use",
+        "cli_look",
+        "cli_convert",
+        "cli_plot",
+        "cli_options",
+        "console",
+    ),
 )
 NEVER = {("methods", "models")}  # the proof that a method works on your model
 TORCH = {"torch", "torchvision", "timm", "transformers"}

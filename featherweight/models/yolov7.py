@@ -52,6 +52,8 @@ class YOLOv7Config:
             raise OptionError("graph", f"belongs to variant={CUSTOM!r}, and that variant needs one")
         object.__setattr__(self, "activation", self.activation or own)
         activation(self.activation)
+        if self.graph:  # one spelling, so that equal graphs are equal configurations
+            object.__setattr__(self, "graph", yolov7_text.write(yolov7_text.parse(self.graph)))
         wired = self.wired
         strides = [shapes(wired.rows)[1][row] for row in wired.lead]
         size: Any = self.image_size or (1280 if max(strides) > 32 else 640)
