@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import nn
 
-from . import artifact, official, randomness
+from . import artifact, detecting, official, randomness
 from .errors import OptionError, shown
 from .methods import deit
 from .models import zoo
@@ -21,6 +21,8 @@ from .work import Work
 def start(spec: ModelSpec, work: Work) -> nn.Module:
     """The model a spec names, with as many classes as the data."""
     given = work.given.get(spec.name)
+    if work.recipe.task == detecting.TASK:
+        spec = detecting.with_form(spec)
     if given is not None:
         model = copy.deepcopy(given)
     elif artifact.is_artifact(spec.name):
@@ -100,7 +102,9 @@ def _some(names: tuple[str, ...]) -> str:
 
 
 def _answers(model: nn.Module, work: Work, where: str = "model") -> int:
-    """How many logits the model answers a picture of the data with."""
+    """How many logits the model answers a picture of the data with, or how many classes a detector knows."""
+    if work.recipe.task == detecting.TASK:
+        return detecting.classes_of(model)
     (batch,) = work.batches("val", size=1, limit=1).epoch(0)
     try:
         with torch.inference_mode():

@@ -74,6 +74,11 @@ class Training:
         str | None, Parameter(name=("--weights", "--pretrained"), help="a weights file to start from, or shipped")
     ] = None
     reset_head: ResetHead = False
+    image_size: Annotated[
+        int | None,
+        Parameter(name=("--image-size", "--imgsz"), help="side of the pictures; the model's own if not given"),
+    ] = None
+    aux_heads: Annotated[bool, Parameter(help="of detectors: auxiliary heads while training")] = False
     epochs: int | None = None
     batch_size: Batch = None
     lr: Annotated[float | None, Parameter(name=("--lr", "--lr0"), help="learning rate")] = None

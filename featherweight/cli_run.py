@@ -37,19 +37,20 @@ def train(
     model: options.Model,
     *,
     data: options.Data,
+    task: Annotated[str | None, Parameter(help="classify or detect; what the model is for unless given")] = None,
     training: options.Training = options.TRAINING,
     running: options.Running = options.RUNNING,
     resume: Annotated[str | None, Parameter(help="go on with this run, in its folder")] = None,
 ) -> int:
-    """Train a model, with a teacher if one is named."""
+    """Train a model, with a teacher if one is named; `train detect` for boxes."""
     if resume is not None:
         raise OptionError("--resume", f"needs no MODEL: featherweight run {shown(resume)} goes on with a run")
     from featherweight.verbs.training import can_measure, training_recipe
 
-    recipe = training_recipe(model, data, **asdict(training))
+    recipe = training_recipe(model, data, task=task, **asdict(training))
     name = running.name or options.fresh_name(running.project or "runs", "train", data)
     code = _carry_out(recipe, project=running.project, name=name, overrides=running.overrides())
-    if not can_measure():
+    if "task" not in recipe and not can_measure():
         current().warn("no report: it compares runtimes and needs pip install 'featherweight[onnx,openvino]'")
     return code
 

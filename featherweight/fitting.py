@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import distributed
+from . import detecting, distributed
 from .answers import remember
 from .data import Batches
 from .data.presets import augmentation, expanded
@@ -20,7 +20,7 @@ from .method import Batch, Task
 from .methods.distill import Distill
 from .optim import Optimizer, adamw, constant, cosine, official, scaled_lr, sgd
 from .recipe import Train
-from .train import PRECISIONS, Method, fit
+from .train import PRECISIONS, Method, Schedule, fit
 from .work import Log, Work
 
 CHECKPOINT_EVERY = 50  # steps of training
@@ -48,8 +48,14 @@ def trained(
     device = torch.device(plan.device)
     team = distributed.join(device, plan.timeout)
     rate = plan.lr if plan.lr_batch is None else rate_of(plan, team.world)
-    order: dict[str, Any] = {"repeats": plan.repeats, "sampler": plan.sampler, "cycle": cache}
-    seen = work.batches("train", limit=plan.images, augment=augmented(plan, len(work.data.classes)), **order)
+    detects = work.recipe.task == detecting.TASK
+    work = dataclasses.replace(work, model=model)
+    if detects:
+        seen: Any = work.batches("train", limit=plan.images, augment=detecting.augmentation(plan))
+        freeze = {**detecting.frozen(model, plan.freeze), **(freeze or {})} if plan.freeze else freeze
+    else:
+        order: dict[str, Any] = {"repeats": plan.repeats, "sampler": plan.sampler, "cycle": cache}
+        seen = work.batches("train", limit=plan.images, augment=augmented(plan, len(work.data.classes)), **order)
     judge = work.batches("val", limit=plan.validate_images)
     work.tell(
         {"event": "train", "epochs": plan.epochs, "steps": seen.steps_per_epoch, "images": seen.samples_per_epoch}
@@ -63,17 +69,19 @@ def trained(
         seen,
         work.task,
         methods=tuple(methods),
-        optimizer=optimizer_of(plan, rate, groups, freeze),
-        schedule=schedule_of(plan, rate),
+        optimizer=optimizer_of(plan, rate, groups, freeze, world=team.world),
+        schedule=schedule_of(plan, rate, seen.steps_per_epoch, team.world),
         epochs=plan.epochs,
-        ema=plan.ema,
+        ema=detecting.average_of(plan),
+        reduction="mean" if plan.nominal_batch is None else "sum",
         clip=plan.clip,
         precision=plan.precision,
         seed=work.recipe.seed,
         log=Log(work) if team.leads else None,
         checkpoint=work.place / "checkpoints",
         checkpoint_every=CHECKPOINT_EVERY,
-        validate=lambda m: work.task.evaluate(m, _moved(judge.epoch(0), device)),
+        validate=lambda m: work.task.evaluate(m, judge if detects else _moved(judge.epoch(0), device)),
+        validate_every=plan.validate_every,
         parallel=plan.parallel,
         timeout=plan.timeout,
     )
@@ -86,15 +94,24 @@ def rate_of(plan: Train, world: int) -> float:
 
 
 def optimizer_of(
-    plan: Train, rate: float, groups: Mapping[str, float] | None, freeze: Mapping[str, float] | None = None
+    plan: Train,
+    rate: float,
+    groups: Mapping[str, float] | None,
+    freeze: Mapping[str, float] | None = None,
+    *,
+    world: int = 1,
 ) -> Optimizer:
-    known: dict[str, Any] = {"weight_decay": plan.weight_decay, "groups": groups, "decay": plan.decay}
+    known: dict[str, Any] = {"weight_decay": detecting.decay_of(plan, world), "groups": groups, "decay": plan.decay}
     known["freeze"] = freeze or ()
-    return adamw(rate, **known) if plan.optimizer == "adamw" else sgd(rate, **known)
+    if plan.optimizer == "adamw":
+        return adamw(rate, **known)
+    return sgd(rate, momentum=plan.momentum, nesterov=plan.nesterov, **known)
 
 
-def schedule_of(plan: Train, rate: float) -> Callable[[float], float]:
-    """The recipe's schedule; `warmup` and `min_ratio` are shares in each of them."""
+def schedule_of(plan: Train, rate: float, steps: int = 1, world: int = 1) -> Schedule:
+    """The recipe's schedule for so many steps an epoch; `min_ratio` is a share in each of them."""
+    if plan.schedule in ("yolo", "yolo_linear"):
+        return detecting.schedule_of(plan, steps, world)
     if plan.schedule == "official":
         whole = round(plan.warmup * plan.epochs)
         return official(rate, plan.epochs, warmup_epochs=whole, min_lr=max(plan.min_ratio * rate, 1e-12))

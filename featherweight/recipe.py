@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from .binding import Ratio, Within, bind
+from .detecting import TASK, Detecting, with_published
 from .doors import yaml
 from .errors import InputError, OptionError, closest, shown
 from .overrides import override
@@ -27,6 +28,9 @@ TASKS = {
     "image-classification": "image-classification",
     "classification": "image-classification",
     "classify": "image-classification",
+    "object-detection": "object-detection",
+    "detection": "object-detection",
+    "detect": "object-detection",
 }
 Epochs = Annotated[int, Within(1, 100_000)]
 Count = Annotated[int, Within(1, 100_000_000)]
@@ -45,13 +49,23 @@ class Train:
     lr: Rate = 5e-4
     lr_batch: Count | None = None  # the batch `lr` is meant for, such as 512: it grows with batch_size times processes
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: Annotated[float, Within(0.0, 1.0, open_high=True)] = 0.9  # of sgd
+    nesterov: bool = False
     weight_decay: Annotated[float, Within(0.0, 10.0)] = 0.05
-    decay: Literal["matrices", "official"] = "matrices"  # official: DeiT's code, which decays the distillation token
-    schedule: Literal["cosine", "constant", "official"] = "cosine"  # official: DeiT's code, by epoch and one behind
-    warmup: Annotated[float, Within(0.0, 1.0)] = 0.05  # share of the steps
+    decay: Literal["matrices", "official", "yolo"] = "matrices"  # official: DeiT's code, decays the distillation token
+    schedule: Literal["cosine", "constant", "official", "yolo", "yolo_linear"] = "cosine"  # official: DeiT's code
+    warmup: Annotated[float, Within(0.0, 1.0)] = 0.05  # share of the steps; of yolo, see warmup_epochs
+    warmup_epochs: Annotated[float, Within(0.0, 1e5)] = 3.0  # of yolo, as the following
+    warmup_steps: Annotated[int, Within(0, 10**8)] = 1000  # at least so many
+    warmup_share: Ratio = 0.1  # at most this share of the training; 1 is the official rule
+    warmup_bias_lr: Annotated[float, Within(0.0, 100.0)] = 0.1
+    warmup_momentum: Ratio = 0.8
+    nominal_batch: Count | None = None  # gradients add up until so many pictures were seen; their sum goes backward
+    freeze: Annotated[int, Within(0, 10_000)] = 0  # layers of a detector that are not trained, from the first on
     min_ratio: Annotated[float, Within(0.0, 1.0)] = 0.01  # of lr, at the end of the cosine
     clip: Annotated[float, Within(0.0, 1e6, open_low=True)] | None = 1.0
     ema: Annotated[float, Within(0.0, 1.0, open_high=True)] | None = None
+    ema_updates: Annotated[float, Within(0.0, 1e9, open_low=True)] | None = None  # over which its decay grows
     precision: Literal["float32", "bfloat16"] = "float32"
     label_smoothing: Annotated[float, Within(0.0, 0.9)] = 0.0
     augment: Mapping[str, Any] = field(default_factory=dict)  # fields of data.transforms.Augment, or {preset: deit}
@@ -59,6 +73,7 @@ class Train:
     sampler: Literal["full", "official"] = "full"  # official: DeiT's code, in whole runs of 256 pictures
     workers: Annotated[int, Within(0, 256)] = 0  # threads that decode and augment ahead; the pictures stay the same
     validate_images: Count | None = None  # of the validation part, after each epoch
+    validate_every: Epochs = 1
     device: Literal["cpu", "cuda"] = "cpu"  # under torchrun each process takes a GPU of its own
     parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: each process has the whole model, or a share of it
     timeout: Annotated[float, Within(0.0, 1e6, open_low=True)] | None = None  # seconds until a hung process is given up
@@ -112,6 +127,7 @@ class Recipe:
     data: DataSpec | None = None
     seed: Seed = 0
     train: Train = field(default_factory=Train)
+    detection: Detecting = field(default_factory=Detecting)  # of the task object-detection
     budget: Budget | None = None
     steps: tuple[Step, ...] = ()
     output: str = "runs"
@@ -165,6 +181,8 @@ def parse(
         raise InputError(name, "version", text)
     steps = _steps(raw.pop("steps", ["train"]), name)
     raw = {key: _short(key, value) for key, value in raw.items()}
+    if TASKS.get(str(raw.get("task"))) == TASK:
+        raw = with_published(raw)
     recipe: Recipe = bind(Recipe, raw, "", name, skip=("steps", "schema", "source"), also=("steps", "schema"))
     task = known_task(recipe.task, TASKS, name)
     recipe = dataclasses.replace(recipe, task=task, steps=steps, source=str(name))
@@ -221,9 +239,8 @@ def _steps(items: Any, name: str | Path) -> tuple[Step, ...]:
 
 def plain(recipe: Recipe) -> dict[str, Any]:
     """Everything resolved, as data that `parse` reads back: what goes into config.yaml."""
-    data = {
-        f.name: _data(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.name not in ("steps", "source")
-    }
+    unsaid = ("steps", "source") if recipe.task == TASK else ("steps", "source", "detection")
+    data = {f.name: _data(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.name not in unsaid}
     steps = [{step.name: {**defaults(step.name), **_data(dict(step.options))}} for step in recipe.steps]
     return {**{key: value for key, value in data.items() if value is not None}, "steps": steps}
 

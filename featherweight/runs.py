@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import __version__, artifact, data, distributed, files, measure, recipe
+from . import __version__, artifact, data, detecting, distributed, files, measure, recipe
 from .beginning import check_student
 from .binding import bind
 from .data import Data
+from .data.scenes import Scenery
 from .doors import yaml as strict_yaml
 from .errors import FeatherweightError, InputError, OptionError, shown
 from .journal import write_metrics
@@ -34,6 +35,7 @@ from .recipe import Budget, ModelSpec, Recipe, Step
 from .run_folder import held, silent, teller, threads
 from .runtime.preprocess import Preprocess
 from .tasks.classification import Classification, HuggingFace
+from .tasks.detection import Detection
 from .vetting import name_problem
 from .work import Tell, Work
 
@@ -161,7 +163,7 @@ def _begin(
     return work
 
 
-def _described(plan: Recipe, folder: Path, loaded: Data) -> None:
+def _described(plan: Recipe, folder: Path, loaded: Data | Scenery) -> None:
     """The run folder says what it is of; what other steps left there is cleared away."""
     files.publish(folder / "config.yaml", strict_yaml.write(recipe.plain(plan)).encode())
     environment = {**measure.machine(), "seed": plan.seed, "data": loaded.fingerprint}
@@ -172,13 +174,17 @@ def _described(plan: Recipe, folder: Path, loaded: Data) -> None:
             _clear(folder, old)
 
 
-def _load(plan: Recipe) -> Data:
+def _load(plan: Recipe) -> Data | Scenery:
+    if plan.task == detecting.TASK:
+        return detecting.load(plan)
     spec = plan.data or recipe.DataSpec("")
     return data.load(spec.source, max_bad=spec.max_bad, seed=spec.seed, **spec.options)
 
 
-def _task(plan: Recipe, loaded: Data, given: Mapping[str, nn.Module]) -> Classification:
+def _task(plan: Recipe, loaded: Data | Scenery, given: Mapping[str, nn.Module]) -> Classification | Detection:
     """How the models are called; those of the transformers library in their own way."""
+    if isinstance(loaded, Scenery):
+        return detecting.task_of(plan, loaded)
     theirs = any(type(module).__module__.startswith("transformers.") for module in given.values())
     kind = HuggingFace if theirs else Classification
     return kind(classes=loaded.classes, label_smoothing=plan.train.label_smoothing)
@@ -263,7 +269,8 @@ def _end(work: Work) -> Work:
 
     if work.model is not None:
         target = work.folder / "model"
-        artifact.save(work.model, target, classes=work.data.classes, preprocess=work.preprocess)
+        known: dict[str, Any] = {"classes": work.data.classes, "preprocess": work.preprocess}
+        artifact.save(work.model, target, task=work.recipe.task, **known)
         card = work.results.get("card")
         if card:
             files.publish(target / "README.md", card.encode())

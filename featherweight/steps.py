@@ -26,6 +26,7 @@ from .methods.quantize import quantize as to_int8
 from .methods.refit import refit
 from .models import zoo
 from .recipe import Count, Epochs, ModelSpec, Rate
+from .steps_detection import aux_heads, distill_detection, evaluate, fuse
 from .steps_finetune import landscape, resolution
 from .steps_labels import token_labelling
 from .steps_recursion import depth, grouping, mixed_depth, recursion
@@ -176,7 +177,8 @@ STEPS: dict[str, Callable[..., Work]] = {
     step.__name__: step
     for step in (
         teacher, baseline, load, train, distill, token_labelling, tokens, merge, prune, recursion, grouping,
-        mixed_depth, depth, resolution, quantize, export, measure, landscape, report,
+        mixed_depth, depth, resolution, quantize, export, measure, landscape, report, aux_heads, distill_detection,
+        fuse, evaluate,
     )
 }  # fmt: skip
 

@@ -58,6 +58,7 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
     validate: Callable[[nn.Module], Mapping[str, Any]] | None = None,
+    validate_every: int = 1,
     allow: Sequence[str] = (),
     parallel: str = "ddp",
     timeout: float | None = None,
@@ -67,7 +68,8 @@ def fit(
     ema: also a function of the number of updates, such as `schedules.Ramp`. A schedule may return a `Setting`, whose
     `accumulate` adds up the gradients of several steps. reduction: what goes backward, the "mean" of the loss over all
     of these, or the loss times the pictures of the batch, "sum", as YOLO's recipes want it.
-    log: gets a dict per step and per epoch, with every loss term by name. validate: gets the model after each epoch.
+    log: gets a dict per step and per epoch, with every loss term by name. validate: gets the model after every so many
+    epochs, and after the last.
     checkpoint: a folder. The same call with the same folder goes on exactly where it was, after a kill too; after the
     end it returns the finished model. Options that differ are refused unless `allow` names them; more epochs may be.
     parallel: how several processes share the work, "ddp" (each has the whole model) or "fsdp" (`sharding`); timeout:
@@ -85,7 +87,7 @@ def fit(
         with Store.open(checkpoint, facts, team, every=checkpoint_every, allow=allow) as store:
             store.restore(state)
             wrapped = state.model if state.outline else team.wrap(state.model)
-            Loop(plan, state, batches, store, team, wrapped, log, validate).run()
+            Loop(plan, state, batches, store, team, wrapped, log, validate, validate_every).run()
         return _end(state, plan, team)
 
 
@@ -140,6 +142,7 @@ class Loop:
     wrapped: nn.Module  # the model, averaging gradients over the team
     log: Log | None
     validate: Callable[[nn.Module], Mapping[str, Any]] | None
+    every: int = 1  # epochs, after which the model is validated
     clock: float = field(default_factory=time.perf_counter)  # when the last step ended
 
     def run(self) -> None:
@@ -222,9 +225,10 @@ class Loop:
     def end_epoch(self) -> None:
         """Means of the epoch's terms, the user's validation, the next epoch."""
         state, row = self.state, dict[str, Any]()
-        if self.validate is not None and (self.team.leads or state.outline):
+        due = (state.epoch + 1) % self.every == 0 or state.epoch + 1 == self.plan.epochs
+        if self.validate is not None and due and (self.team.leads or state.outline):
             model = state.deployable().eval()
-        if self.validate is not None and self.team.leads:
+        if self.validate is not None and due and self.team.leads:
             with torch.no_grad():
                 metrics = dict(self.validate(model))
             state.compare(metrics)

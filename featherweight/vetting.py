@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .binding import bind
+from .detecting import STEPS as DETECTION_STEPS
+from .detecting import TASK, task_of_model
 from .errors import InputError, OptionError, closest, shown
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from .recipe import DataSpec, ModelSpec, Recipe, Step
 
 MAKERS = ("baseline", "load", "train")  # steps that need no model before them
+FREE = ("teacher", "aux_heads", "distill_detection")  # others that need none
+TAUGHT = ("distill", "distill_detection")
 SAME_BLOCKS = {"teacher", *MAKERS, "distill", "token_labelling", "prune"}  # steps that leave the number of blocks
 OTHER_BLOCKS = {"tokens", "recursion", "grouping", "mixed_depth", "depth"}  # steps that change them
 TRAINED = {"restart", "epochs", "images", "lr"}  # options of a step that are about its training
@@ -39,7 +43,8 @@ def vet(recipe: Recipe, path: str | Path, *, partial: bool = False) -> None:
     if recipe.model is None and not partial:
         raise InputError(path, "missing_key", "top level: needs 'model', such as `model: vit_digits`")
     if recipe.data is not None:
-        _data(recipe.data, path)
+        _data(recipe.data, path, detection=recipe.task == TASK)
+    _detection(recipe, path)
     if recipe.train.augment:
         _augment(recipe, path)
     if recipe.budget is not None:
@@ -92,18 +97,50 @@ def _model(spec: ModelSpec, where: str, path: str | Path) -> None:
         raise InputError(path, "unknown_name", f"{where}.{error}") from None
 
 
-def _data(spec: DataSpec, path: str | Path) -> None:
-    from .data import BUILT_IN, load_digits, load_files
+def _data(spec: DataSpec, path: str | Path, *, detection: bool) -> None:
+    from . import data
+    from .data import detection as boxes
 
-    load = load_digits if spec.source in BUILT_IN else load_files
+    load = data.load_digits if spec.source in data.BUILT_IN else data.load_files
+    if detection:
+        load = boxes.load_digits if spec.source in boxes.BUILT_IN else boxes.load_files  # type: ignore[assignment]
     own = [field.name for field in dataclasses.fields(spec)]
     bind(load, spec.options, "data", path, skip=own, also=[name for name in own if name != "options"])
 
 
+def _detection(recipe: Recipe, path: str | Path) -> None:
+    """Steps and schedules that go with the task."""
+    detects = recipe.task == TASK
+    yolo = recipe.train.schedule in ("yolo", "yolo_linear")
+    if recipe.train.nominal_batch is not None and not yolo:
+        raise InputError(path, "bad_schema", "train.nominal_batch: goes with `schedule: yolo`")
+    if not detects and recipe.train.freeze:
+        raise InputError(path, "bad_schema", "train.freeze: counts the layers of a detector")
+    for where in ("model", "teacher"):
+        spec: ModelSpec | None = getattr(recipe, where)
+        task = task_of_model(spec.name) if spec is not None else ""
+        if spec is not None and task and task != recipe.task:
+            text = f"{where}: {shown(spec.name)} is for {task}, the recipe for {recipe.task}"
+            raise InputError(path, "unknown_name", text)
+    for number, step in enumerate(recipe.steps):
+        if detects and step.name not in DETECTION_STEPS:
+            text = f"a detector cannot have it; known with this task: {', '.join(DETECTION_STEPS)}"
+            raise InputError(path, "unknown_name", f"steps[{number}].{step.name}: {text}")
+        if not detects and step.name in ("aux_heads", "distill_detection", "evaluate"):
+            raise InputError(path, "unknown_name", f"steps[{number}].{step.name}: goes with `task: {TASK}`")
+
+
 def _augment(recipe: Recipe, path: str | Path) -> None:
+    from .data.detection_augment import DetectionAugment
     from .data.presets import expanded
     from .data.transforms import Augment
 
+    if recipe.task == TASK:
+        try:
+            DetectionAugment.of(recipe.train.augment)
+        except OptionError as error:
+            raise InputError(path, "unknown_key", f"train.{error}") from None
+        return
     try:
         wanted: dict[str, Any] = {**expanded(recipe.train.augment), "num_classes": 2}  # the data's, later
     except OptionError as error:
@@ -116,14 +153,14 @@ def _order(recipe: Recipe, path: str | Path) -> None:
     names = [step.name for step in recipe.steps]
     for number, step in enumerate(recipe.steps):
         name, before, missing = step.name, names[:number], ""
-        taught = name == "distill" or (name == "token_labelling" and step.options.get("labels") != "image")
+        taught = name in TAUGHT or (name == "token_labelling" and step.options.get("labels") != "image")
         if name == "teacher" and recipe.teacher is None:
             missing = "the recipe does not say which model teaches: add `teacher: resnet_digits`, say"
         elif taught and "teacher" not in before:
             missing = "there is no teacher yet: put a step `teacher` before it"
         elif name == "report" and "measure" not in before:
             missing = "there is nothing to report yet: put a step `measure` before it"
-        elif name not in (*MAKERS, "teacher") and not set(MAKERS) & set(before):
+        elif name not in (*MAKERS, *FREE) and not {*MAKERS, "distill_detection"} & set(before):
             missing = f"there is no model yet: put a step {', '.join(f'`{maker}`' for maker in MAKERS)} before it"
         if missing:
             raise InputError(path, "missing_key", f"steps[{number}].{name}: {missing}")

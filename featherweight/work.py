@@ -17,7 +17,9 @@ from typing import Any
 from torch import nn
 
 from . import artifact, files, measure
-from .data import Batches, Data
+from .data import Batches
+from .data.detection_batches import DetectionBatches
+from .detecting import TASK, batches_of
 from .distributed import here
 from .doors import json as strict_json
 from .errors import OptionError
@@ -61,7 +63,7 @@ class Work:
 
     recipe: Recipe
     folder: Path
-    data: Data
+    data: Any  # data.Data; of detectors data.scenes.Scenery
     task: Any
     preprocess: Preprocess
     tell: Tell
@@ -83,8 +85,10 @@ class Work:
 
     def batches(
         self, part: str, *, limit: int | None = None, augment: Any = None, size: int | None = None, **more: Any
-    ) -> Batches:
+    ) -> Batches | DetectionBatches:
         """Batches of a part of the data; the training part in a shuffled order. more: options of `Batches`."""
+        if self.recipe.task == TASK:
+            return batches_of(self, part, limit=limit, augment=augment, size=size)
         images = getattr(self.data, part)
         if images is None:
             raise OptionError("data", f"has no {part} part, which this step needs")
@@ -113,7 +117,8 @@ class Work:
         else:
             model = make()
             if here().leads:
-                artifact.save(model, folder, classes=self.data.classes, preprocess=self.preprocess)
+                known: dict[str, Any] = {"classes": self.data.classes, "preprocess": self.preprocess}
+                artifact.save(model, folder, task=self.recipe.task, **known)
         for name in TEMPORARY if here().leads else ():
             shutil.rmtree(self.place / name, ignore_errors=True)
         return model

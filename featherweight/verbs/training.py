@@ -24,6 +24,7 @@ def training_recipe(
     model: str | os.PathLike[str],
     data: str | os.PathLike[str],
     *,
+    task: str | None = None,
     teacher: str | os.PathLike[str] | None = None,
     distill: str | None = None,
     alpha: float | None = None,
@@ -32,19 +33,34 @@ def training_recipe(
     reset_head: bool = False,
     arch: str | None = None,
     max_bad: float | None = None,
+    image_size: int | None = None,
+    aux_heads: bool = False,
     **train: Any,
 ) -> dict[str, Any]:
     """A recipe that trains a model, taught by `teacher` if there is one; `train` are fields of `recipe.Train`.
+
+    task: what the model is for unless given; of a detector the model decides loss and heads.
 
     distill: hard, soft, token, token-soft or mse; hard where only a teacher is named. What is None is left to the
     recipe's own defaults.
     """
     wanted = distill if distill is not None else "hard" if teacher else "none"
+    spec = model_spec(model, arch=arch, weights=weights, reset_head=reset_head)
     recipe: dict[str, Any] = {
-        "model": model_spec(model, arch=arch, weights=weights, reset_head=reset_head),
+        "model": {**spec, **({"config": {"image_size": image_size}} if image_size is not None else {})},
         "data": _set(source=os.fspath(data), max_bad=max_bad),
         "train": _set(**train),
     }
+    if _detects(task, spec["name"]):
+        refused = _set(distill=distill, alpha=alpha, temperature=temperature)
+        if refused:
+            text = "is of classifiers; of detectors there are distill_detection.outputs and distill_detection.features"
+            raise OptionError(f"--{next(iter(refused))}", text)
+        taught = {} if teacher is None else {"teacher": model_spec(teacher)}
+        parts = [*(["aux_heads"] if aux_heads else []), *(["teacher", "distill_detection"] if taught else ["train"])]
+        return {**recipe, "task": "object-detection", **taught, "steps": [*parts, "evaluate"]}
+    if aux_heads:
+        raise OptionError("--aux-heads", "is of detectors: featherweight train detect")
     if wanted == "none":
         if teacher is not None or alpha is not None or temperature is not None:
             raise OptionError("--distill", "is none, so teacher, alpha and temperature have nothing to do")
@@ -77,6 +93,16 @@ def model_spec(
             raise OptionError("--weights", f"the weights are those of {shown(os.fspath(model))} already")
         spec["weights"] = weights
     return {**spec, **({"reset_head": True} if reset_head else {})}
+
+
+def _detects(task: str | None, name: str) -> bool:
+    """Whether boxes are what is trained for: as told, or as the model is for."""
+    from featherweight.detecting import TASK, task_of_model
+    from featherweight.recipe import TASKS
+
+    if task is not None and task not in TASKS:
+        raise OptionError("--task", f"no {task!r}; {closest(task, TASKS)}Known: {', '.join(TASKS)}")
+    return (TASKS[task] if task is not None else task_of_model(name)) == TASK
 
 
 def _shipped(spec: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,20 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from featherweight.errors import OptionError, closest
+from featherweight.data.objects import Objects
+from featherweight.errors import Diverged, OptionError, closest
+from featherweight.modes import evaluating
+from featherweight.runtime.letterbox import Placement
+from featherweight.runtime.nms import Nms
+from featherweight.scores import coco
 
 from .assign import lead_guided
+from .boxes import xyxy_of
 from .candidates import Cells, candidates
 from .decode import decode
 from .loss import Gains, terms
@@ -73,12 +82,14 @@ class Detection:
         image_size: int | None = None,
         duplicates: bool = False,
         official_height: bool = False,
+        nms: Nms | None = None,
     ) -> None:
         """classes: their names, or how many. gains: as published for 640 pixels, 80 classes, 3 levels; they are scaled.
 
         assign: "lead", by what the detector predicts, or "plain", every candidate. anchor_ratio: the largest factor
         between the sides of a target and an anchor. aux_weight: of the auxiliary heads' terms. image_size: what gains
-        are scaled by; each batch's own unless given. duplicates, official_height: as the official code (`assign`).
+        are scaled by; each batch's own unless given. duplicates, official_height: as the official code (`assign`). nms:
+        of evaluation.
         """
         if assign not in ASSIGNMENTS:
             text = f"no {assign!r}; {closest(assign, ASSIGNMENTS)}Known: {', '.join(ASSIGNMENTS)}"
@@ -89,6 +100,7 @@ class Detection:
         self.classes = tuple(str(i) for i in range(classes)) if isinstance(classes, int) else tuple(classes)
         self.gains, self.assign, self.anchor_ratio, self.aux_weight = gains or Gains(), assign, anchor_ratio, aux_weight
         self.image_size, self.duplicates, self.official_height = image_size, duplicates, official_height
+        self.nms = nms or Nms.validation()
 
     @property
     def num_classes(self) -> int | None:
@@ -96,12 +108,13 @@ class Detection:
         return len(self.classes) or None
 
     def forward(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Maps:
-        """The raw maps; in training with those of auxiliary heads."""
-        maps = model(batch["image"])
+        """The raw maps; in training with those of auxiliary heads. Pictures of uint8 are divided by 255."""
         inner = detector_of(model)
+        head: Any = inner.head
+        image = batch["image"].to(head.anchors.device)
+        maps = model(image if image.is_floating_point() else image.float() / 255)
         aside = getattr(inner, "aside", None)
         aux = aside.take("aux") if inner.training and aside is not None and "aux" in aside else ()
-        head: Any = inner.head
         return Maps.of(maps, head.anchors, head.strides, aux)
 
     def loss(self, output: Maps, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,6 +132,57 @@ class Detection:
             aux = terms(output.aux, targets, coarse, output.anchors, gains=gains)
             found |= {f"aux_{name}": self.aux_weight * term for name, term in aux.items()}
         return found
+
+    def decode(self, output: Maps, *, nms: Nms | None = None) -> list[list[dict[str, Any]]]:
+        """Per picture [{"label", "score", "box": xyxy in pixels of the input}, ...], best first."""
+        found = (nms or Nms()).batch(output.decoded().detach().cpu().numpy())
+        return [
+            [{"label": self.label(int(row[5])), "score": float(row[4]), "box": row[:4].tolist()} for row in rows]
+            for rows in found
+        ]
+
+    def label(self, number: int) -> str:
+        """The name of a class."""
+        return self.classes[number] if self.classes else str(number)
+
+    def predictions(
+        self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, nms: Nms | None = None
+    ) -> tuple[list[NDArray[np.float64]], list[Objects]]:
+        """Of each picture, in its own pixels, the detections (n, 6) [x1, y1, x2, y2, score, class] and what lies in it.
+
+        What lies there is that of the `scenes` of the batches, crowds and all, or else what the targets say. The
+        model's training mode is put back. Diverged where a prediction is not finite.
+        """
+        wanted, scenes = nms or self.nms, getattr(batches, "scenes", None)
+        found: list[NDArray[np.float64]] = []
+        truth: list[Objects] = []
+        with torch.inference_mode(), evaluating(model):
+            for batch in batches:
+                decoded = self.forward(model, batch).decoded()
+                if not bool(torch.isfinite(decoded).all()):
+                    raise Diverged("evaluation: predictions are not finite")
+                rows = wanted.batch(decoded.cpu().numpy())
+                for number, (placement, detections) in enumerate(zip(_placements(batch), rows, strict=True)):
+                    found.append(placement.detections(detections))
+                    own = batch["targets"][batch["targets"][:, 0] == number]
+                    known = scenes.objects(int(batch["index"][number])) if scenes is not None else None
+                    truth.append(known if known is not None else _objects(own, placement))
+        if not found:
+            raise OptionError("data", "nothing to evaluate on: there are no batches")
+        return found, truth
+
+    def scores(
+        self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, nms: Nms | None = None
+    ) -> coco.Scores:
+        """COCO's evaluation, whole and per class."""
+        found, truth = self.predictions(model, batches, nms=nms)
+        return coco.evaluate(truth, found, classes=self.classes or int(detector_of(model).head.num_classes))  # type: ignore[union-attr, arg-type]
+
+    def evaluate(
+        self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, nms: Nms | None = None
+    ) -> dict[str, Any]:
+        """COCO's twelve numbers by name, AP first, as fractions of 1; -1 where nothing of that kind exists."""
+        return dict(self.scores(model, batches, nms=nms).stats)
 
     def positives(self, output: Maps, targets: Tensor, *, reach: float = FINE, top: int = TOP) -> list[Cells]:
         """Which cells of each level are trained to find which target, by the lead maps."""
@@ -140,6 +204,22 @@ def detector_of(model: nn.Module) -> nn.Module:
     if head is None or not hasattr(head, "anchors") or not hasattr(head, "strides"):
         raise TypeError(f"{type(model).__name__} is no detector with anchors: it has no head with anchors and strides")
     return found
+
+
+def _placements(batch: Mapping[str, Tensor]) -> list[Placement]:
+    """Where each picture lies in the input; without "shape" the input is the picture."""
+    net = batch["image"].shape[-2:]
+    if "shape" not in batch:
+        return [Placement((net[0], net[1]), (net[0], net[1]), (1.0, 1.0), (0.0, 0.0)) for _ in batch["image"]]
+    pairs = zip(batch["shape"].cpu().numpy(), batch["size"].tolist(), strict=True)
+    return [Placement.from_row(row, (size[0], size[1])) for row, size in pairs]
+
+
+def _objects(targets: Tensor, placement: Placement) -> Objects:
+    """Targets of one picture as objects in its own pixels."""
+    sides = torch.tensor([placement.net[1], placement.net[0]] * 2)
+    boxes = xyxy_of(targets[:, 2:6].cpu() * sides).numpy()
+    return Objects.of(placement.back(boxes), targets[:, 1].cpu().numpy().astype(np.int64))
 
 
 def _check(targets: Tensor, output: Maps) -> None:

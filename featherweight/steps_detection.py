@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps that only detectors have; like those of `steps`."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from torch import nn
+
+from .beginning import start
+from .binding import Within
+from .errors import OptionError
+from .fitting import trained
+from .methods.aux_heads import AuxHeads
+from .methods.distill_detection import DistillDetection
+from .methods.fuse import fuse as merged
+from .recipe import Count, Epochs, Rate
+from .tasks.detection.loss import Gains
+from .work import Work, current, finished_stage
+
+Weight = Annotated[float, Within(0.0, 1e6)]
+
+
+def aux_heads(work: Work, *, at: Sequence[str] = ()) -> Work:
+    """Auxiliary heads in every training that follows, at the modules named, or where the model says."""
+    return dataclasses.replace(work, methods=(*work.methods, AuxHeads(tuple(at))))
+
+
+def distill_detection(
+    work: Work,
+    *,
+    outputs: Weight = 1.0,
+    features: Weight = 0.1,
+    restart: bool = True,
+    epochs: Epochs | None = None,
+    images: Count | None = None,
+    lr: Rate | None = None,
+) -> Work:
+    """The detector taught by a larger one; with `restart` from where the first training began, with the same seed."""
+    if work.teacher is None:
+        raise OptionError("distill_detection", "there is no teacher yet: put a step `teacher` before it")
+    gains = Gains(work.recipe.detection.box, work.recipe.detection.obj, work.recipe.detection.cls)
+    method = DistillDetection(work.teacher, outputs=outputs, features=features, gains=gains)
+    begin = work.origin if restart and work.origin is not None else work.model
+    if begin is None:
+        begin = _first(work)
+    method.prepare(begin)  # a teacher that does not fit is said now
+    model = work.once("model", lambda: trained(work, begin, (*work.methods, method), epochs, images, lr))
+    after = dataclasses.replace(work, origin=work.origin or begin, methods=(*work.methods, method))
+    return finished_stage(after, "distillation", model)
+
+
+def fuse(work: Work) -> Work:
+    """The form for deployment: what training made of several parts becomes one, compared with the model."""
+    before = current(work)
+    return finished_stage(work, "fused", work.once("model", lambda: merged(copy.deepcopy(before).eval())))
+
+
+def evaluate(work: Work, *, part: Literal["val", "test"] = "val", images: Count | None = None) -> Work:
+    """COCO's twelve numbers of the model, whole and by class, as evaluation.json."""
+    model = current(work)
+    seen = work.batches(part, limit=images)
+
+    def measured() -> dict[str, Any]:
+        scores = work.task.scores(copy.deepcopy(model).eval(), seen)
+        counts = {"part": part, "images": seen.samples_per_epoch, "size": list(work.preprocess.size)}
+        nms = {"iou": work.task.nms.iou, "confidence": work.task.nms.confidence}
+        return {**counts, "nms": nms, "stats": dict(scores.stats), "classes": scores.per_class()}
+
+    found = work.once_data("evaluation", measured)
+    stats = found["stats"]
+    work.tell({"event": "evaluation", "step_name": work.step, **found})
+    text = f"{part}: AP {100 * stats['AP']:.1f}, AP50 {100 * stats['AP50']:.1f}, AP75 {100 * stats['AP75']:.1f}"
+    work.tell({"event": "note", "text": f"{text}, AR100 {100 * stats['AR100']:.1f} on {found['images']} images"})
+    return dataclasses.replace(work, results={**work.results, "evaluation": found})
+
+
+def _first(work: Work) -> nn.Module:
+    if work.recipe.model is None:
+        raise OptionError("model", "the recipe names none; add `model: yolov7_tiny`")
+    return start(work.recipe.model, work)
