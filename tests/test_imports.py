@@ -94,6 +94,7 @@ HOUSE = (
         "cli_run",
         "cli_use",
         "cli_look",
+        "cli_data",
         "cli_convert",
         "cli_plot",
         "cli_options",
