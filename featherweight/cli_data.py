@@ -65,8 +65,8 @@ def _detection(path: str, *, max_bad: float, on_bad: str, sheet: str | None, rep
     from featherweight.data import detection, detection_copy, detection_report, detection_sheet
 
     screen = current()
-    files = path not in detection.BUILT_IN
-    loaded = detection.load(path, **({"max_bad": 1.0, "on_bad": on_bad} if files else {}))
+    given: dict[str, Any] = {"max_bad": 1.0, "on_bad": on_bad}
+    loaded = detection.load(path, **({} if path in detection.BUILT_IN else given))
     found = detection_report.describe(loaded)
     counts = " / ".join(f"{one['images']} {part}" for part, one in found["parts"].items())
     screen.answer(line("data", f"{found['name']}: {found['format']}, {len(found['classes'])} classes, {counts}"))

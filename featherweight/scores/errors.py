@@ -145,6 +145,6 @@ def confusion(
                 table[labels[j], found[i]] += 1
         if crowd.any():
             free_rows &= overlap_of(rows[:, :4], one, np.flatnonzero(crowd)).max(1) < iou
-        np.add.at(table, (labels[free_there], classes), 1)
-        np.add.at(table, (classes, found[free_rows]), 1)
+        table[:classes, classes] += np.bincount(labels[free_there], minlength=classes)
+        table[classes, :classes] += np.bincount(found[free_rows], minlength=classes)
     return table
