@@ -7,16 +7,19 @@ sheet, section 7); what it says itself stands above that, and config.yaml shows 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import torch
 from torch import nn
 
 from . import artifact
 from .binding import Ratio, Within
+from .data import anchors
 from .data import detection as detection_data
 from .data.detection_augment import DetectionAugment
 from .data.detection_batches import DetectionBatches
@@ -51,6 +54,7 @@ class Detecting:
     focal_gamma: Gain = 0.0
     anchor_ratio: Annotated[float, Within(1.0, 1e6)] = 4.0
     aux_weight: Gain = 0.25
+    anchors: Literal["auto", "keep"] = "auto"  # auto: new ones where the model's do not fit the boxes of the data
     multi_scale: Annotated[float, Within(0.0, 0.9)] = 0.0  # training pictures of 1 - x .. 1 + x times the size
     rectangular: bool = True  # evaluation in batches of like shapes, padded as little as possible
     in_memory: bool = False  # keep pictures decoded and resized
@@ -66,6 +70,7 @@ def with_published(raw: Mapping[str, Any]) -> dict[str, Any]:
         "epochs": 300, "batch_size": 16, "optimizer": "sgd", "lr": 0.01, "momentum": 0.937, "nesterov": True,
         "weight_decay": 5e-4, "decay": "yolo", "schedule": "yolo", "min_ratio": known.final_lr, "clip": None,
         "nominal_batch": 64, "ema": 0.9999, "ema_updates": 2000, "augment": {"preset": kind},
+        "channels_last": True,
     }  # fmt: skip
     gains = {name: getattr(known.gains, name) for name in ("box", "obj", "cls")}
     found = dict(raw)
@@ -160,6 +165,35 @@ def augmentation(plan: Train) -> DetectionAugment | None:
     return DetectionAugment.of(plan.augment) if plan.augment else None
 
 
+def with_anchors(work: Work, model: nn.Module) -> nn.Module:
+    """A copy whose anchors fit the boxes of the training part, where the model's do not; it is told."""
+    head: Any = detector_of(model).head
+    if work.recipe.detection.anchors == "keep" or not hasattr(head, "set_anchors"):
+        return model
+    sides = anchors.sides_of(work.data.train, work.preprocess.size)
+    pixels = (head.anchors * head.anchors.new_tensor(head.strides)[:, None, None]).double().cpu().numpy()
+    own = anchors.fit_of(sides, pixels.reshape(-1, 2), threshold=work.recipe.detection.anchor_ratio)
+    said = f"{100 * own.best_possible_recall:.1f} % of the boxes have a usable anchor"
+    if own.enough:
+        work.tell({"event": "note", "text": f"anchors: {said}; kept"})
+        return model
+    try:
+        known: dict[str, Any] = {"threshold": work.recipe.detection.anchor_ratio, "seed": work.recipe.seed}
+        found = anchors.fitted(sides, pixels.shape[0] * pixels.shape[1], **known)
+    except OptionError as error:
+        work.tell({"event": "note", "text": f"anchors: {said}; kept, because {error.text}"})
+        return model
+    new = anchors.fit_of(sides, found, threshold=work.recipe.detection.anchor_ratio)
+    if new.best_possible_recall <= own.best_possible_recall:
+        work.tell({"event": "note", "text": f"anchors: {said}; none better were found"})
+        return model
+    text = f"anchors: {said}, {100 * new.best_possible_recall:.1f} % with new ones, which are used"
+    work.tell({"event": "note", "text": text})
+    changed = copy.deepcopy(model)
+    detector_of(changed).head.set_anchors(torch.from_numpy(anchors.levels(found, len(pixels))).float())  # type: ignore[union-attr, operator]
+    return changed
+
+
 def schedule_of(plan: Train, steps: int, world: int) -> Any:
     """The schedule of YOLO's recipes for so many steps an epoch."""
     return by_epoch(
@@ -211,6 +245,6 @@ def classes_of(model: nn.Module) -> int:
 def with_form(spec: ModelSpec) -> ModelSpec:
     """A model of the table is trained in its training form."""
     line = zoo.find(spec.name)
-    if line is None or line.family != "yolov7" or spec.weights is not None or artifact.is_artifact(spec.name):
+    if line is None or line.family != "yolov7" or artifact.is_artifact(spec.name):
         return spec
     return dataclasses.replace(spec, config={"form": "training", **spec.config})

@@ -49,8 +49,9 @@ def trained(
     team = distributed.join(device, plan.timeout)
     rate = plan.lr if plan.lr_batch is None else rate_of(plan, team.world)
     detects = work.recipe.task == detecting.TASK
-    work = dataclasses.replace(work, model=model)
     if detects:
+        model = detecting.with_anchors(work, model)
+        work = dataclasses.replace(work, model=model)
         seen: Any = work.batches("train", limit=plan.images, augment=detecting.augmentation(plan))
         freeze = {**detecting.frozen(model, plan.freeze), **(freeze or {})} if plan.freeze else freeze
     else:
@@ -60,6 +61,8 @@ def trained(
     work.tell(
         {"event": "train", "epochs": plan.epochs, "steps": seen.steps_per_epoch, "images": seen.samples_per_epoch}
     )
+    if plan.channels_last:
+        model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     methods = [_placed(method, device) for method in methods]
     if cache:
         kept = {"folder": answers or work.place / "answers", "precision": PRECISIONS[plan.precision]}

@@ -67,6 +67,7 @@ class Train:
     ema: Annotated[float, Within(0.0, 1.0, open_high=True)] | None = None
     ema_updates: Annotated[float, Within(0.0, 1e9, open_low=True)] | None = None  # over which its decay grows
     precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False  # how a convolutional network's maps lie in memory: faster on most processors
     label_smoothing: Annotated[float, Within(0.0, 0.9)] = 0.0
     augment: Mapping[str, Any] = field(default_factory=dict)  # fields of data.transforms.Augment, or {preset: deit}
     repeats: Annotated[int, Within(1, 64)] = 1  # how often an epoch shows a picture, each time augmented anew

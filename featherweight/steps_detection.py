@@ -19,6 +19,7 @@ from .methods.distill_detection import DistillDetection
 from .methods.fuse import fuse as merged
 from .recipe import Count, Epochs, Rate
 from .tasks.detection.loss import Gains
+from .tasks.detection.task import detector_of
 from .work import Work, current, finished_stage
 
 Weight = Annotated[float, Within(0.0, 1e6)]
@@ -48,6 +49,10 @@ def distill_detection(
     if begin is None:
         begin = _first(work)
     method.prepare(begin)  # a teacher that does not fit is said now
+    stride = max(detector_of(work.teacher).head.strides)  # type: ignore[union-attr, arg-type]
+    if any(side % stride for side in work.preprocess.size):
+        text = f"{work.preprocess.size} is no multiple of the teacher's largest stride, {stride}"
+        raise OptionError("image_size", text)
     model = work.once("model", lambda: trained(work, begin, (*work.methods, method), epochs, images, lr))
     after = dataclasses.replace(work, origin=work.origin or begin, methods=(*work.methods, method))
     return finished_stage(after, "distillation", model)

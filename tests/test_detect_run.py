@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,9 @@ def test_freezing_names_the_first_layers() -> None:
 
 def test_a_run_trains_evaluates_and_is_found_again(tmp_path: Path) -> None:
     train = {"epochs": 1, "batch_size": 4, "freeze": 40, "augment": {"preset": "custom"}}
-    plan = plan_of(train=train, steps=["aux_heads", "train", "fuse", "evaluate"], output=str(tmp_path))
+    plan = plan_of(train=train, steps=["aux_heads", "train", "evaluate"], output=str(tmp_path))
     work = runs.run(plan)
-    found = json.loads((tmp_path / "run" / "steps" / "03-evaluate" / "evaluation.json").read_text())
+    found = json.loads((tmp_path / "run" / "steps" / "02-evaluate" / "evaluation.json").read_text())
     assert set(found["stats"]) >= {"AP", "AP50", "AR100"} and found["images"] == 4 and len(found["classes"]) == 10
     model = artifact.load(tmp_path / "run" / "model")
     record = artifact.record_of(model)
@@ -105,3 +106,21 @@ def test_a_run_trains_evaluates_and_is_found_again(tmp_path: Path) -> None:
     fresh = featherweight.create("yolov7_tiny", form="training", num_classes=10, image_size=64).state_dict()
     assert torch.equal(trained["model.0.conv.weight"], fresh["model.0.conv.weight"])  # frozen
     assert not torch.equal(trained["model.60.conv.weight"], fresh["model.60.conv.weight"])
+
+
+def test_anchors_are_made_anew_where_they_do_not_fit(tmp_path: Path) -> None:
+    data = {**SMALL, "n_train": 24}
+    told: list[str] = []
+    far = [[300, 300, 310, 310, 320, 320]] * 3
+    for anchors in (far, None):
+        config = {"image_size": 64, **({"anchors": anchors} if anchors else {})}
+        plan = plan_of(model={"name": "yolov7_tiny", "config": config}, data=data, steps=["load"], output=str(tmp_path))
+        work = runs.run(plan, name="far" if anchors else "near")
+        work = dataclasses.replace(work, tell=lambda event: told.append(event["text"]))
+        assert work.model is not None
+        model: Any = detecting.with_anchors(work, work.model)
+        again: Any = detecting.with_anchors(work, model)
+        assert torch.equal(again.head.anchors, model.head.anchors)
+        assert torch.equal(model.head.anchors, work.model.head.anchors) == (anchors is None)  # type: ignore[union-attr]
+    assert told[0].startswith("anchors: 0.0 % of the boxes have a usable anchor, 100.0 % with new ones")
+    assert told[1].endswith("kept") and told[2].endswith("kept")

@@ -187,6 +187,13 @@ def test_overlaps_of_pairs_and_of_all_agree() -> None:
     torch.testing.assert_close(boxes.xyxy_of(boxes.cxcywh_of(some)), some)
 
 
+def test_maps_may_lie_in_memory_in_any_order() -> None:
+    maps, batch = maps_of(), {"targets": targets_of((3, 3, 3))}
+    strange = Maps.of([m.permute(0, 2, 3, 1, 4).contiguous().permute(0, 3, 1, 2, 4) for m in maps], ANCHORS, STRIDES)
+    wanted, found = Detection(4).loss(maps, batch), Detection(4).loss(strange, batch)
+    assert all(torch.allclose(wanted[name], found[name], rtol=1e-6) for name in wanted)
+
+
 def test_focal_and_smoothing_change_what_they_should() -> None:
     maps, batch = maps_of(), {"targets": targets_of((3, 3, 3))}
     plain = Detection(4).loss(maps, batch)

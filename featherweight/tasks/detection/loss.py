@@ -71,7 +71,7 @@ def terms(
     box, obj, cls = zero, zero, zero
     for raw, cells, own, weight in zip(maps, positives, anchors, gains.balance_of(len(maps)), strict=True):
         objectness = at_least_float32(raw[..., 4])  # (B, A, H, W)
-        wanted = torch.zeros_like(objectness)
+        wanted = objectness.new_zeros(objectness.shape)
         if len(cells):
             said = at_least_float32(cells.of(raw))  # (P, 5 + K)
             overlap = _overlaps(said, targets, cells, own.to(said), raw.shape)
