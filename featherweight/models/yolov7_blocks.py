@@ -46,14 +46,15 @@ class Up(nn.Module):
 
 
 class Widest(nn.Module):
-    """Max pool of a k x k window, stride 1, same size."""
+    """Max pool of a k x k window, stride 1, same size: along rows, then along columns, which is the same maximum."""
 
     def __init__(self, kernel: int) -> None:
         super().__init__()
         self.kernel = kernel
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(x, self.kernel, 1, self.kernel // 2)
+        k = self.kernel
+        return F.max_pool2d(F.max_pool2d(x, (1, k), 1, (0, k // 2)), (k, 1), 1, (k // 2, 0))
 
     def extra_repr(self) -> str:
         return f"{self.kernel}"
