@@ -25,25 +25,30 @@ def bilinear(image: Picture, height: int, width: int) -> Picture:
     if image.shape[0] > 2 * height:  # rows that nobody looks at
         rows, place = np.unique(np.concatenate([top, below]), return_inverse=True)
         image, top, below = image[rows], place[:height], place[height:]
-    across = image.take(left, axis=1).astype(np.int32)
-    if image.shape[1] != width:
-        across *= wide[0][:, None]
-        second = image.take(right, axis=1).astype(np.int32)
-        second *= wide[1][:, None]
-        across += second
-        across >>= 4
-    else:
-        across <<= BITS - 4
+    channels = image.shape[2]
+    flat = np.ascontiguousarray(image).reshape(len(image), -1)
+    across = _columns(flat, left, channels)
+    across *= np.repeat(wide[0], channels)
+    second = _columns(flat, right, channels)
+    second *= np.repeat(wide[1], channels)
+    across += second
+    across >>= 4
     out = across.take(top, axis=0)
-    out *= high[0][:, None, None]
+    out *= high[0][:, None]
     out >>= 16
     second = across.take(below, axis=0)
-    second *= high[1][:, None, None]
+    second *= high[1][:, None]
     second >>= 16
     out += second
     out += 2
     out >>= 2
-    return out.astype(np.uint8)
+    return out.astype(np.uint8).reshape(height, width, channels)
+
+
+def _columns(flat: Picture, which: NDArray[np.intp], channels: int) -> NDArray[np.int32]:
+    """Some pixels of each row (H, W * channels), one after the other."""
+    places = (which[:, None] * channels + np.arange(channels)).ravel()
+    return flat.take(places, axis=1).astype(np.int32)
 
 
 def _taps(old: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32]]:
