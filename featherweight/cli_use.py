@@ -87,7 +87,7 @@ def _one(file: str, answer: list[dict[str, Any]], *, tokens: bool) -> dict[str, 
 def _pictures(sources: list[str], max_pixels: int, named: deque[str], skipped: list[InputError]) -> Iterator[Any]:
     """Pictures in order, each name put down before. A named file that is none stops; one in a folder is skipped."""
     from featherweight.doors import image
-    from featherweight.pipelines import load
+    from featherweight.pictures import load
 
     for source in sources:
         if source == "-":

@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """`pipeline(task, model)`: a picture in, an answer out, shaped as the transformers library shapes it.
 
-One picture gives a list of {"label", "score"}, best first; a list gives a list of such lists, a list of one too; a
-generator gives a generator, read ahead by one batch and no more. Everything runs through the three stages `preprocess`,
-`forward` and `postprocess`, and an exported file is run without torch. Addresses are refused: nothing is downloaded.
+One picture gives a list of {"label", "score"}, best first, and of a detector {"score", "label", "box"}; a list gives a
+list of such lists, a list of one too; a generator gives a generator, read ahead by one batch and no more. Everything
+runs through the three stages `preprocess`, `forward` and `postprocess`, and an exported file is run without torch.
+Addresses are refused: nothing is downloaded.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featherweight.doors import image
-from featherweight.errors import InputError, OptionError, closest, shown
+from featherweight.errors import OptionError, closest, shown
+from featherweight.pictures import each, load
+from featherweight.pipelines_detection import ObjectDetection
 from featherweight.runners import Answer, Runner, open_runner
 
 DEFAULT_TOP_K = 5
@@ -34,29 +35,35 @@ def pipeline(
     backend: str = "auto",
     threads: int | None = None,
     **kwargs: Any,
-) -> ImageClassification:
+) -> ImageClassification | ObjectDetection:
     """A callable that answers for pictures; the task is taken from the model where it is not named.
 
     model: a folder of ours, a run (`runs/latest`), a .onnx or .xml file that we exported, or a torch module. backend:
     "torch", "onnxruntime", "openvino", or what the model comes with. kwargs: `classes`, `preprocess`, `arch` and
-    `max_pixels` for the model, and defaults for the call (`top_k`, `function_to_apply`, `return_tokens`).
+    `max_pixels` for the model, and defaults for the call (of the task's `OPTIONS`).
     """
     if task is not None:
         _check_task(task)
     if model is None:
         raise OptionError("model", "is missing: name a folder, a run or an exported file; nothing is downloaded")
     opening = {key: kwargs.pop(key) for key in ("classes", "preprocess", "arch") if key in kwargs}
-    kind = TASKS[task or "image-classification"]
-    known = (*kind.OPTIONS, "max_pixels", "classes", "preprocess", "arch", "device", "batch_size", "backend", "threads")
-    for key in kwargs:
-        if key not in (*kind.OPTIONS, "max_pixels"):
-            raise OptionError(key, f"no such option of a pipeline; {closest(key, known)}Known: {', '.join(known)}")
+    _check_options(kwargs, [TASKS[task]] if task else list(TASKS.values()))
     _check_batch_size(batch_size)
     runner = open_runner(model, backend=backend, device=device, threads=threads, **opening)
     _check_task(runner.task)
     if task is not None and runner.task != task:
         raise OptionError("task", f"is {task!r}, but this model was made for {runner.task!r}")
+    _check_options(kwargs, [TASKS[runner.task]])
     return TASKS[runner.task](runner, batch_size=batch_size, **kwargs)
+
+
+def _check_options(given: Mapping[str, Any], kinds: list[Any]) -> None:
+    """OptionError for what none of these kinds of pipeline takes."""
+    options = dict.fromkeys([*(name for kind in kinds for name in kind.OPTIONS), "max_pixels"])
+    known = (*options, "classes", "preprocess", "arch", "device", "batch_size", "backend", "threads")
+    for key in given:
+        if key not in options:
+            raise OptionError(key, f"no such option of a pipeline; {closest(key, known)}Known: {', '.join(known)}")
 
 
 def _check_task(task: object) -> None:
@@ -92,15 +99,7 @@ class ImageClassification:
         size = self.batch_size if batch_size is None else batch_size
         _check_batch_size(size)
         chosen = _options(**{**self.options, **options})
-        if isinstance(inputs, list):
-            if any(isinstance(item, list) for item in inputs):
-                return [self(item, batch_size=size, **options) for item in inputs]
-            return list(self._stream(inputs, size, chosen))
-        if is_picture(inputs):
-            return next(self._stream([inputs], 1, chosen))
-        if isinstance(inputs, Iterable) and not isinstance(inputs, Mapping):
-            return self._stream(inputs, size, chosen)
-        raise _no_picture(inputs)
+        return each(inputs, lambda pictures: self._stream(pictures, size, chosen))
 
     def preprocess(self, picture: Any) -> NDArray[np.float32]:
         """One picture -> the model's input (3, h, w)."""
@@ -143,7 +142,10 @@ class ImageClassification:
                 yield [{**found, **kept} for found in self.postprocess(logits, **wording)]
 
 
-TASKS: dict[str, type[ImageClassification]] = {"image-classification": ImageClassification}
+TASKS: dict[str, type[ImageClassification] | type[ObjectDetection]] = {
+    "image-classification": ImageClassification,
+    "object-detection": ObjectDetection,
+}
 
 
 def _options(
@@ -176,50 +178,3 @@ FUNCTIONS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "sigmoid": _sigmoid,
     "none": lambda logits: logits,
 }
-
-
-def is_picture(value: Any) -> bool:
-    """Whether this is one picture, not something that yields pictures."""
-    kinds = (str, bytes, bytearray, memoryview, os.PathLike, np.ndarray)
-    return isinstance(value, kinds) or _is_pil(value) or _is_tensor(value)
-
-
-def _is_pil(value: Any) -> bool:
-    from PIL import Image
-
-    return isinstance(value, Image.Image)
-
-
-def _is_tensor(value: Any) -> bool:
-    return type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach")
-
-
-def load(picture: Any, *, max_pixels: int = image.MAX_PIXELS) -> NDArray[np.uint8]:
-    """Anything that is a picture -> uint8 (H, W, 3). Raises InputError, for an address too."""
-    if isinstance(picture, str):
-        if "://" in picture or picture.startswith("data:"):
-            text = "is an address; nothing is downloaded: save the picture and give its path"
-            raise InputError(picture, "unsafe_path", text)
-        picture = Path(picture)
-    if _is_tensor(picture):
-        picture = _from_tensor(picture.detach().cpu().numpy())
-    if not is_picture(picture):
-        raise _no_picture(picture)
-    return image.read(picture, max_pixels=max_pixels)
-
-
-def _no_picture(value: Any) -> InputError:
-    known = "a path, bytes, PIL image, array or tensor, or a list of them"
-    return InputError("picture", "bad_type", f"{type(value).__name__} is no picture; give {known}")
-
-
-def _from_tensor(values: NDArray[Any]) -> NDArray[Any]:
-    """A tensor (3, H, W) or (1, H, W), uint8 or float of 0..1 as torchvision makes it, -> uint8 (H, W, C)."""
-    if values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[2] not in (1, 3):
-        values = values.transpose(1, 2, 0)
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all() or values.size == 0 or values.min() < 0 or values.max() > 1:
-            text = "float pixels must be 0..1; normalizing is done here, so give the picture before it"
-            raise InputError("tensor", "out_of_range", text)
-        values = np.round(values * 255).astype(np.uint8)
-    return values

@@ -23,7 +23,7 @@ from featherweight import artifact, pipeline
 from featherweight.errors import FeatherweightError, InputError, OptionError
 from featherweight.methods.dynamicvit import recording
 from featherweight.models import zoo
-from featherweight.pipelines import load
+from featherweight.pictures import load
 from featherweight.runtime.preprocess import Preprocess
 
 BACKENDS = ("torch", "onnxruntime", "openvino")
@@ -232,7 +232,7 @@ def test_what_is_no_picture_is_refused_in_one_line(classify: Any, picture: Any, 
     ("options", "words"),
     [
         ({"task": "image-clasification"}, "did you mean 'image-classification'"),
-        ({"task": "object-detection"}, "Known: image-classification"),
+        ({"task": "object-detection"}, "made for 'image-classification'"),
         ({"model": None}, "model"),
         ({"model": "vit_digts"}, "did you mean 'vit_digits'"),
         ({"model": "deit_tiny"}, "without weights"),

@@ -210,7 +210,7 @@ _DYNAMIC = {
 }
 
 DETECTOR = Preprocess(
-    size=(640, 640), resize="exact", interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+    size=(640, 640), resize="letterbox", interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
 )
 
 

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featherweight.errors import InputError, OptionError, closest
+from featherweight.runtime.letterbox import Letterbox, Placement
 
 BUDGET = 16_000_000  # pixels of a resized picture before its crop
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-RESIZES = ("shorter", "exact", "none")
+RESIZES = ("shorter", "exact", "letterbox", "none")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Preprocess:
     """Picture (H, W, 3) uint8 -> input (3, h, w) float32, normalized by mean and std of values 0..1."""
 
     size: tuple[int, int] = (224, 224)  # height, width of the input
-    resize: str = "shorter"  # shorter: keep the shape of the picture; exact: stretch; none: it must fit already
+    resize: str = "shorter"  # keeps the shape and crops; exact: stretch; letterbox: keeps it and pads; none: must fit
     crop_pct: float = 1.0  # the input's share of the resized picture: resize to floor(size / crop_pct), then crop
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -46,6 +47,8 @@ class Preprocess:
                 raise OptionError(f"preprocess.{name}", text)
         if not 0.05 <= self.crop_pct <= 1:
             raise OptionError("preprocess.crop_pct", f"must be 0.05..1, not {self.crop_pct!r}")
+        if self.resize == "letterbox" and (self.crop_pct, self.interpolation) != (1.0, "bilinear"):
+            raise OptionError("preprocess.resize", "letterbox goes with interpolation bilinear and crop_pct 1")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3 or not all(math.isfinite(v) for v in values):
                 raise OptionError(f"preprocess.{name}", f"must be three finite numbers, not {values!r}")
@@ -60,6 +63,8 @@ class Preprocess:
         """Resize and crop: (H, W, 3) -> (h, w, 3), still uint8. A picture that fits comes back as it is."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise InputError("picture", "bad_shape", f"must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
+        if self.resize == "letterbox":
+            return Letterbox(self.size)(image)[0]
         resized = self._resized(image.shape[0], image.shape[1])
         if resized == self.size == image.shape[:2]:
             return image
@@ -74,6 +79,12 @@ class Preprocess:
         down, across = image.shape[0] / resized[0], image.shape[1] / resized[1]
         box = (left * across, top * down, (left + width) * across, (top + height) * down)
         return np.asarray(picture.resize((width, height), method, box=box))
+
+    def place(self, height: int, width: int) -> Placement:
+        """Where a picture of this size lies in the input, for a detector's boxes; OptionError where it is cropped."""
+        if self.resize == "letterbox" or (self.resize, self.crop_pct) == ("exact", 1.0):
+            return Letterbox(self.size, stretch=self.resize == "exact").place(height, width)
+        raise OptionError("preprocess.resize", f"{self.resize!r} crops or pads nothing back; use letterbox or exact")
 
     def window(self, height: int, width: int) -> tuple[float, float, float, float]:
         """Left, top, right, bottom of what `fit` keeps of a picture of this size, as shares of its sides."""

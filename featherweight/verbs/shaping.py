@@ -35,7 +35,7 @@ def landscape(
 
     from featherweight.data import Batches, load
     from featherweight.landscape import landscape as around
-    from featherweight.runners import TorchRunner
+    from featherweight.runners_torch import TorchRunner
     from featherweight.tasks.classification import Classification
 
     if part not in PARTS:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from featherweight import token_maps
 from featherweight.errors import OptionError, closest
-from featherweight.pipelines import load
+from featherweight.pictures import load
 from featherweight.runners import Runner, open_runner
 from featherweight.token_maps import Panel
 

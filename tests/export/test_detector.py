@@ -9,12 +9,11 @@ import fill
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from tiny_detector import small
+from torch import nn
 
-from featherweight.convs import ConvNorm
 from featherweight.errors import CheckFailed, OptionError
 from featherweight.models import zoo
-from featherweight.models.yolov7_head import Detect
 from featherweight.runtime.nms import Nms
 from featherweight.runtime.session import Session, open_session
 
@@ -24,34 +23,6 @@ import onnx
 
 from featherweight.export import detector, suppression
 from featherweight.export.detector import Form
-
-
-class Small(nn.Module):
-    """Two levels, strides 4 and 8: what every detector has, in a second."""
-
-    def __init__(self, num_classes: int = 3) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(ConvNorm(3, 8, 3, 2), ConvNorm(8, 16, 3, 2))
-        self.down = ConvNorm(16, 16, 3, 2)
-        self.up = nn.Upsample(scale_factor=2.0)
-        anchors = [[28, 30, 34, 29, 32, 40], [40, 44, 60, 50, 56, 68]]  # large: neighbors overlap
-        self.head = Detect([32, 16], anchors, [4, 8], num_classes, implicit=True)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        fine = self.stem(images)
-        coarse = self.down(fine)
-        maps: tuple[Tensor, ...] = self.head([torch.cat([fine, self.up(coarse)], dim=1), coarse])
-        return maps
-
-
-def small(num_classes: int = 3) -> Small:
-    torch.manual_seed(0)
-    model = Small(num_classes).eval()
-    for conv in model.head.m:
-        nn.init.normal_(conv.weight, std=1.0)  # type: ignore[arg-type]
-        conv.bias.data.view(3, -1)[:, 4] += 6.0  # type: ignore[union-attr, operator]
-    return model
-
 
 IMAGES = fill.image("a detector's images", (3, 3, 32, 48))
 

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detections of a model that is ready to answer: decoded, scored and suppressed, alike for torch and exported files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featherweight.errors import InputError, OptionError
+from featherweight.runtime.nms import Nms
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PREDICTIONS, DETECTIONS = "predictions", "detections"
+THRESHOLDS = ("confidence", "iou")
+Found = list[NDArray[np.float64]]
+
+
+def is_detector(model: Any) -> bool:
+    """Whether a torch model has a head that tells where its boxes lie."""
+    head = getattr(model, "head", None)
+    return all(hasattr(head, name) for name in ("anchors", "strides", "num_classes"))
+
+
+def of_torch(model: nn.Module, batch: Tensor, nms: Nms, *, augment: bool) -> Found:
+    """Images (B, 3, H, W) of the model's type -> detections of each. What half precision cannot say is said again."""
+    import copy
+
+    import torch
+
+    with torch.inference_mode():
+        found = _decoded(model, batch, augment)
+        if not torch.isfinite(found).all() and batch.dtype in (torch.float16, torch.bfloat16):
+            found = _decoded(copy.deepcopy(model).float(), batch.float(), augment)
+    predictions = np.asarray(found.cpu(), np.float32)
+    if not np.isfinite(predictions).all():
+        raise OptionError("model", "answers with numbers that are not finite; its weights are broken")
+    return nms.batch(predictions)
+
+
+def _decoded(model: nn.Module, batch: Tensor, augment: bool) -> Tensor:
+    from featherweight.tasks.detection.decode import decode
+    from featherweight.tasks.detection.task import detector_of
+    from featherweight.tasks.detection.tta import augmented
+
+    inner: Any = detector_of(model)
+    if augment:
+        return augmented(inner, batch)
+    return decode(model(batch), inner.head.anchors, inner.head.strides)
+
+
+def of_file(answers: Sequence[Mapping[str, NDArray[Any]]], counts: Sequence[int], nms: Nms, path: object) -> Found:
+    """The outputs of an exported file for each part of a batch -> detections of each picture."""
+    found: Found = []
+    for part, count in zip(answers, counts, strict=True):
+        if DETECTIONS in part:
+            rows = part[DETECTIONS].astype(np.float64)
+            kept = [rows[rows[:, 0] == image][:, [1, 2, 3, 4, 6, 5]] for image in range(count)]
+            found += [_allowed(one, nms) for one in kept]
+        elif PREDICTIONS in part:
+            found += nms.batch(part[PREDICTIONS])
+        else:
+            text = f"answers with {', '.join(part)}; detections come from a file in the form decoded or end2end"
+            raise InputError(path, "bad_schema", text)
+    return found
+
+
+def _allowed(rows: NDArray[np.float64], nms: Nms) -> NDArray[np.float64]:
+    """What the options still take away of rows that the file has suppressed, the best of a picture first."""
+    rows = rows if nms.classes is None else rows[np.isin(rows[:, 5], nms.classes)]
+    if not nms.multi_label and len(rows):
+        first = np.unique(rows[:, :4], axis=0, return_index=True)[1]  # a box's further classes come after its best
+        rows = rows[np.sort(first)]
+    return nms.suppress(rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64))
+
+
+def thresholds(nms: Nms, inputs: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
+    """What a file with suppression in its graph is told besides the pictures."""
+    return {name: np.array([getattr(nms, name)], np.float32) for name in THRESHOLDS if name in inputs}
