@@ -22,7 +22,7 @@ from .boxes import iou_matrix, xyxy_of
 from .candidates import Cells, distinct
 from .decode import at_least_float32, boxes_at
 
-PAIRS = 2**22  # of targets and columns that are looked at together: 16 MiB per float32 quantity
+PAIRS = 2**18  # of targets and columns that are looked at together: 1 MiB per float32 quantity
 IOU_WEIGHT = 3.0
 
 
