@@ -60,7 +60,8 @@ def checkpoint(case: Case) -> None:
             continue
         found = official.read(here[name]).detector
         assert found is not None
-        model = featherweight.create(found.config["variant"], weights=here[name], tell=case.told.append)
+        variant = found.config["variant"]
+        model = featherweight.create("yolov7", variant=variant, weights=here[name], tell=case.told.append)
         _checkpoint(case, name, held, model, found.tensors)
 
 
