@@ -15,12 +15,12 @@ from pathlib import Path
 import fill
 import pytest
 import torch
-from families import FAMILIES, PLAIN, SIZE, SRET, Family, Images, everything, same
+from families import FAMILIES, IMAGES, PLAIN, SIZE, SRET, Family, Images, everything, same
 from torch import nn
 
 from featherweight import artifact
 from featherweight.errors import OptionError
-from featherweight.methods import deit, dynamicvit, grouping, mixed_depth, prune, quantize, recursion, tome
+from featherweight.methods import deit, dynamicvit, fuse, grouping, mixed_depth, prune, quantize, recursion, tome
 from featherweight.methods.deit import TokenDistill
 from featherweight.methods.distill import Distill
 from featherweight.methods.dynamicvit import DynamicViT
@@ -74,7 +74,10 @@ EVERYWHERE = tuple(CHANGES)
 CHANGES["cut to fewer passes"] = lambda model, family: mixed_depth.cut(model, loops=2)
 CHANGES["dynamicvit by threshold"] = lambda model, family: apply(model, dynamicvit.plan(model, threshold=0.45))
 CHANGES["dynamicvit by attention"] = lambda model, family: apply(model, dynamicvit.plan(model, score="attention"))
+CHANGES["fuse"] = lambda model, family: fuse.fuse(model, IMAGES)
+CHANGES["fuse, quantize"] = lambda model, family: quantize.quantize(fuse.fuse(model, IMAGES), batches(), family.task)
 OTHERS = [("quantize", "plain"), ("cut to fewer passes", "sret")]
+OTHERS += [("fuse", "plain"), ("fuse", "lvvit"), ("fuse", "sret"), ("fuse, quantize", "plain")]
 OTHERS += [
     ("dynamicvit by threshold", "ours"),
     ("dynamicvit by threshold", "lvvit"),
@@ -240,7 +243,7 @@ def test_an_exported_file_agrees(change: str, name: str, tmp_path: Path) -> None
         batch = images[:count]
         found = torch.from_numpy(next(iter(answers.run({answers.inputs[0].name: batch.numpy()}).values())))
         wanted = family.logits(model, batch)
-        if change == "quantize":  # a sum in another order may fall on the other side of a rounding
+        if "quantize" in change:  # a sum in another order may fall on the other side of a rounding
             assert torch.equal(found.argmax(-1), wanted.argmax(-1))
             assert float((found - wanted).norm() / wanted.norm()) < 0.02
         else:

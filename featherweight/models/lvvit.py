@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..convs import folded_pairs, fused
 from ..errors import OptionError
 from ..layers import AuxLogits, draw_box, swap_box
 from ..surgery import Aside
@@ -80,6 +81,9 @@ class PatchEmbed(nn.Module):
         x = F.relu(self.bn2(self.conv2(x)))
         x = F.relu(self.bn3(self.conv3(x)))
         return self.proj(x)
+
+
+fused.register(PatchEmbed)(folded_pairs)
 
 
 class Block(vit.Block):

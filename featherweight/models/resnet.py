@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..convs import can_fold, folded, fused, shell
+from ..convs import folded_pairs, fused
 from ..errors import OptionError
 
 
@@ -92,13 +92,5 @@ class ResNet(nn.Module):
                 nn.init.zeros_(module.bn2.weight)
 
 
-@fused.register(BasicBlock)
-@fused.register(ResNet)
-def _(block: BasicBlock | ResNet) -> nn.Module | None:
-    """Each convolution takes over its norm; what stands in the norm's place does nothing."""
-    names = [name for name in ("1", "2") if hasattr(block, f"bn{name}") and can_fold(getattr(block, f"bn{name}"))]
-    new = shell(block)
-    for name in names:
-        setattr(new, f"conv{name}", folded(getattr(block, f"conv{name}"), getattr(block, f"bn{name}")))
-        setattr(new, f"bn{name}", nn.Identity())
-    return new if names else None
+fused.register(BasicBlock)(folded_pairs)
+fused.register(ResNet)(folded_pairs)

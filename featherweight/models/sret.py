@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..convs import folded_pairs, fused
 from ..errors import OptionError
 from ..layers import DropPath
 from ..recurrence import Coefficient, Mlp, NonLinearProjection, Permutation, Recurrent, in_groups
@@ -113,6 +114,9 @@ class Stem(nn.Module):
         for i in (1, 2, 3):
             x = F.relu(self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(x)))
         return x
+
+
+fused.register(Stem)(folded_pairs)
 
 
 class Attention(nn.Module):
