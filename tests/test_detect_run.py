@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import featherweight
-from featherweight import artifact, detecting, recipe, runs
+from featherweight import artifact, cli, detecting, recipe, runs
 from featherweight.errors import InputError, OptionError
 from featherweight.optim import FOR_EVER
 from featherweight.verbs.training import training_recipe
@@ -124,3 +124,20 @@ def test_anchors_are_made_anew_where_they_do_not_fit(tmp_path: Path) -> None:
         assert torch.equal(model.head.anchors, work.model.head.anchors) == (anchors is None)  # type: ignore[union-attr]
     assert told[0].startswith("anchors: 0.0 % of the boxes have a usable anchor, 100.0 % with new ones")
     assert told[1].endswith("kept") and told[2].endswith("kept")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (["detect", "model=vit_digits", "data=digits-det"], "vit_digits is for image-classification"),
+        (["classify", "model=yolov7_tiny", "data=digits"], "yolov7_tiny is for object-detection"),
+        (["detect", "data=digits-det", "model=yolov7_tiny", "alpha=0.5"], "--alpha: is of classifiers"),
+        (["detect", "data=digits-det", "model=yolov7_tiny", "train.freeze=x"], "train.freeze: must be a whole number"),
+        (["detect", "data=digits-det", "model=yolov7_tiny", "image_size=100"], "multiples of 32"),
+    ],
+)
+def test_the_command_says_what_is_wrong_before_it_begins(
+    tokens: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", *tokens, f"project={tmp_path}"]) == 2
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
