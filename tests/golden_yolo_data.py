@@ -14,6 +14,7 @@ from golden_case import Case
 from numpy.typing import NDArray
 
 from featherweight.data import anchors, color, detection_batches, mosaic, warp
+from featherweight.data import coco as coco_data
 from featherweight.data.objects import Objects
 from featherweight.runtime.letterbox import Letterbox, Placement
 from featherweight.runtime.nms import Nms
@@ -115,6 +116,11 @@ def pre_post(case: Case) -> None:
             _suppression(case, f"nms.cases.{i}", j, name, one)
     if "anchors" in held:
         _anchors(case, held["anchors"])
+    if "coco91" in held:
+        near(case, "coco91", coco_data.COCO91, held["coco91"], atol=0)
+    if "fitness" in held:
+        one = held["fitness"]
+        near(case, "fitness", published.fitness(*one["example_in"][2:]), one["example_out"], atol=1e-9)
     if "box_candidates" in held:
         before, after = (np.array(held["box_candidates"][name]) for name in ("before", "after"))
         for key in ("0.1", "0.01"):
@@ -269,7 +275,7 @@ def _set(case: Case, name: str, held: Mapping[str, Any]) -> None:
     truth, found = [], []
     columns = {key: held["gt_columns"].index(key) for key in held["gt_columns"]}
     theirs, ours = (np.array(held[key], np.float64) for key in ("gt", "det"))
-    for image in range(1, held["images"] + 1):
+    for image in np.unique(np.concatenate([theirs[:, 0], ours[:, 0]])):
         g, d = (rows[rows[:, 0] == image] for rows in (theirs, ours))
         boxes = np.concatenate([g[:, 2:4], g[:, 2:4] + g[:, 4:6]], axis=1)
         crowd = g[:, columns["iscrowd"]].astype(bool) if "iscrowd" in columns else np.zeros(len(g), bool)
@@ -278,7 +284,7 @@ def _set(case: Case, name: str, held: Mapping[str, Any]) -> None:
         found.append(np.concatenate([d[:, 2:4], d[:, 2:4] + d[:, 4:6], d[:, 6:7], d[:, 1:2]], axis=1))
     if "pycocotools" in held:
         wanted = held["pycocotools"]
-        classes = 1 + max(int(key) for key in wanted["AP_per_category"])
+        classes = 1 + int(max(theirs[:, 1].max(), ours[:, 1].max(), *map(int, wanted["AP_per_category"])))
         scores = coco.evaluate(truth, found, classes=classes)
         for key, value in scores.stats.items():
             near(case, f"{name}.pycocotools.{key}", value, wanted[key], atol=1e-6)

@@ -79,9 +79,7 @@ def load_files(
     done: dict[str, Settled] = {}
     for name in (name for name in ORDER if name in parts):
         done[name] = detection_cache.settled(parts[name], len(classes), findings, cache, settle=settled)
-    skipped = [one for part in done.values() for one in part.skipped]
-    skipped += [Skipped(e.path, e.reason, e.text) for e in findings.examples if e.done == "skipped"]
-    skipped = sorted({one.path: one for one in reversed(skipped)}.values(), key=lambda one: one.path)
+    skipped = [Skipped(path, *why) for path, why in sorted(findings.left_out.items())]
     _check_share(root, skipped, sum(len(part.digests) for part in done.values()), max_bad)
     notes = []
     if "val" not in done:
@@ -174,7 +172,7 @@ def _split(done: dict[str, Settled], share: float) -> str:
     train = done["train"]
     away = held_out(train.digests, share)
     for name, which in (("val", np.flatnonzero(away)), ("train", np.flatnonzero(~away))):
-        done[name] = Settled(train.pictures.take(which), [train.digests[i] for i in which], [])
+        done[name] = Settled(train.pictures.take(which), [train.digests[i] for i in which])
     return f"no validation part: {share:.0%} split off train by a hash of the bytes"
 
 

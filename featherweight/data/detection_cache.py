@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featherweight.data.objects import Finding, Findings, Table
-from featherweight.data.parts import Names, Skipped
+from featherweight.data.parts import Names
 from featherweight.data.scenes import Part, Pictures, Settled
 from featherweight.doors import checkpoint
 from featherweight.doors import json as strict_json
@@ -39,13 +39,13 @@ def settled(
     if cache is None:
         return settle(part, classes, findings)
     folder = Path(cache)
-    path = folder / f"{key(part, classes, findings.on_bad)}.safetensors"
+    path = folder / f"{key(part, classes, findings)}.safetensors"
     if path.exists():
         try:
             return _read(path, part, findings)
         except InputError:
             pass  # damaged or of another version: made again below
-    mine = Findings(findings.on_bad)
+    mine = Findings(findings.on_bad, tainted=set(findings.tainted))
     found = settle(part, classes, mine)
     folder.mkdir(parents=True, exist_ok=True)
     _write(path, found, mine)
@@ -53,9 +53,9 @@ def settled(
     return found
 
 
-def key(part: Part, classes: int, on_bad: str) -> str:
+def key(part: Part, classes: int, findings: Findings) -> str:
     """sha256 over what the result depends on."""
-    total = hashlib.sha256(json.dumps([VERSION, classes, on_bad, len(part.names)]).encode("ascii"))
+    total = hashlib.sha256(json.dumps([VERSION, classes, findings.on_bad, len(part.names)]).encode("ascii"))
     for i, name in enumerate(part.names):
         try:
             status = os.stat(part.root / name)
@@ -64,10 +64,11 @@ def key(part: Part, classes: int, on_bad: str) -> str:
             mark = (-1, -1)
         declared = part.declared[i] if part.declared else None
         number = part.ids[i] if part.ids else i
-        total.update(json.dumps([name, *mark, declared, number], ensure_ascii=True).encode("ascii"))
+        row = [name, *mark, declared, number, name in findings.tainted]
+        total.update(json.dumps(row, ensure_ascii=True).encode("ascii"))
         for raw in part.raws[i]:
-            row = [raw.where, raw.label, *map(repr, raw.box), raw.crowd, repr(raw.area), raw.share]
-            total.update(json.dumps(row).encode("ascii"))
+            told = [raw.where, raw.label, *map(repr, raw.box), raw.crowd, repr(raw.area), raw.share]
+            total.update(json.dumps(told).encode("ascii"))
             for ring in raw.rings:
                 total.update(np.ascontiguousarray(ring).tobytes())
     return total.hexdigest()
@@ -80,7 +81,7 @@ def _write(path: Path, found: Settled, findings: Findings) -> None:
     arrays["digests"] = np.frombuffer(b"".join(found.digests), np.uint8).reshape(-1, 32)
     note = {
         "names": [pictures.names(i) for i in range(len(pictures))],
-        "skipped": [[one.path, one.reason, one.text] for one in found.skipped],
+        "left_out": [[path, *why] for path, why in findings.left_out.items()],
         "examples": [[one.path, one.reason, one.text, one.done] for one in findings.examples],
         "counts": [[reason, done, count] for (reason, done), count in findings.counts.items()],
         "tainted": sorted(findings.tainted),
@@ -103,11 +104,13 @@ def _read(path: Path, part: Part, findings: Findings) -> Settled:
     mine.examples = [Finding(*one) for one in note["examples"]]
     mine.counts.update({(reason, done): count for reason, done, count in note["counts"]})
     mine.tainted = set(note["tainted"])
+    mine.left_out = {path: (reason, text) for path, reason, text in note["left_out"]}
     _merge(findings, mine)
-    return Settled(pictures, [row.tobytes() for row in arrays["digests"]], [Skipped(*one) for one in note["skipped"]])
+    return Settled(pictures, [row.tobytes() for row in arrays["digests"]])
 
 
 def _merge(findings: Findings, more: Findings) -> None:
     findings.counts.update(more.counts)
     findings.examples += more.examples
     findings.tainted |= more.tainted
+    findings.left_out |= more.left_out

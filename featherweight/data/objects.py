@@ -86,6 +86,7 @@ class Findings:
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     examples: list[Finding] = field(default_factory=list)
     tainted: set[str] = field(default_factory=set)  # pictures with a problem, for on_bad="skip"
+    left_out: dict[str, tuple[str, str]] = field(default_factory=dict)  # picture or file -> reason, text; all of them
 
     def __post_init__(self) -> None:
         if self.on_bad not in ON_BAD:
@@ -98,6 +99,8 @@ class Findings:
             raise InputError(path, reason, text)
         if done in ("dropped", "repaired"):
             self.tainted.add(picture if picture is not None else path)
+        if done == "skipped":
+            self.left_out[path] = (reason, text)
         if self.counts[reason, done] < EXAMPLES:
             self.examples.append(Finding(path, reason, text, done))
         self.counts[reason, done] += 1

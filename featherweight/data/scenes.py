@@ -166,25 +166,22 @@ class Settled:
 
     pictures: Pictures
     digests: list[bytes]
-    skipped: list[Skipped]
 
 
 def settled(part: Part, classes: int, findings: Findings) -> Settled:
     """Pictures decoded, rows checked against them; what cannot be used is left out by name."""
     names, sizes, ids, objects, digests = [], [], [], [], []
-    skipped: list[Skipped] = []
     looked = verified([part.root / name for name in part.names])
     for i, (name, seen) in enumerate(zip(part.names, looked, strict=True)):
         if isinstance(seen, InputError):
             findings.add(name, seen.reason, seen.text, "skipped")
-            skipped.append(Skipped(name, seen.reason, seen.text))
             continue
         declared = part.declared[i] if part.declared else None
         if declared is not None and declared != seen.size:
             _disagrees(name, declared, seen.size, findings)
         found = settle(part.raws[i], name=name, size=seen.size, classes=classes, findings=findings)
         if findings.on_bad == "skip" and name in findings.tainted:
-            skipped.append(Skipped(name, "bad_row", "something is wrong with its annotation, and on_bad=skip"))
+            findings.left_out[name] = ("bad_row", "something is wrong with its annotation, and on_bad=skip")
             continue
         names.append(name)
         sizes.append(seen.size)
@@ -193,7 +190,7 @@ def settled(part: Part, classes: int, findings: Findings) -> Settled:
         digests.append(seen.digest)
     frame = np.array(sizes, np.int64).reshape(-1, 2)
     pictures = Pictures(part.root, Names(names), frame, np.array(ids, np.int64), Table.of(objects))
-    return Settled(pictures, digests, skipped)
+    return Settled(pictures, digests)
 
 
 def _disagrees(name: str, declared: Size, size: Size, findings: Findings) -> None:

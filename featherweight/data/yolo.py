@@ -147,17 +147,18 @@ def part_of(root: Path, pictures: Sequence[Path], classes: int, findings: Findin
     raws: list[list[Raw]] = []
     for picture in pictures:
         name = Path(os.path.relpath(picture, root)).as_posix()
-        names.append(name)
         labels = labels_of(picture)
+        found: list[Raw] = []
         if not labels.exists():
             findings.add(name, "missing", f"no label file {shown(labels.name)}: taken as background", "kept")
-            raws.append([])
-            continue
-        try:
-            raws.append(rows(labels, classes, findings, name=name))
-        except InputError as error:
-            findings.add(name, error.reason, error.text, "dropped")
-            raws.append([])
+        else:
+            try:
+                found = rows(labels, classes, findings, name=name)
+            except InputError as error:  # what lies in the picture cannot be known: it is not background
+                findings.add(name, error.reason, f"its labels {shown(labels.name)}: {error.text}", "skipped")
+                continue
+        names.append(name)
+        raws.append(found)
     return Part(root, names, raws)
 
 

@@ -103,6 +103,27 @@ def test_missing_labels_and_pictures_and_sizes_that_disagree(tmp_path):
     assert len(found.train.objects(2)) == 3, "the picture's own size counts"
 
 
+def test_labels_that_cannot_be_read_are_not_background(tmp_path):
+    root = files.yolo(tmp_path, pictures=30)
+    files.put(root / "labels/train/pic 1.txt", b"0 0.5 0.5 0.2 0.2 \xff\xfe\n")
+    found = detection.load(root, max_bad=0.05)
+    assert len(found.train) == 29 and [(one.path, one.reason) for one in found.skipped] == [
+        ("images/train/pic 1.png", "encoding")
+    ]
+    with pytest.raises(TooManyBad):
+        detection.load(root)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_skipping_leaves_out_pictures_with_dropped_rows(tmp_path, cached):
+    root = files.yolo(tmp_path / "set")
+    files.put(root / "labels/train/pic 0.txt", "9 0.5 0.5 0.2 0.2\n")
+    options = {"on_bad": "skip", "max_bad": 0.5, "cache": tmp_path / "cache" if cached else None}
+    for _ in range(2):
+        found = detection.load(root, **options)
+        assert len(found.train) == 3 and [one.path for one in found.skipped] == ["images/train/pic 0.png"]
+
+
 def test_coco_crowds_outlines_and_categories(tmp_path):
     ring = [4, 6, 20, 6, 12, 30]
     rows = [
