@@ -52,8 +52,14 @@ class Nms:
         """The detections of one picture, best first."""
         if predictions.ndim != 2 or predictions.shape[1] < 6:
             raise InputError("predictions", "bad_shape", f"must be (N, 5 + K), not {predictions.shape}")
-        boxes, scores, labels = self._candidates(predictions)
-        return self.suppress(boxes, scores, labels)
+        rows = predictions[predictions[:, 4] > self.confidence]  # NaN is above nothing
+        rows = rows[np.isfinite(rows[:, :4]).all(1)]
+        which, labels, scores = self._candidates(rows)
+        order = _best(scores, self.max_candidates)
+        which = which[order]
+        center, half = rows[which, :2], rows[which, 2:4] / 2
+        boxes = np.concatenate([center - half, center + half], axis=1)
+        return self.suppress(boxes, scores[order], labels[order])
 
     def batch(self, predictions: Sequence[NDArray[np.floating]] | NDArray[np.floating]) -> list[NDArray[np.float64]]:
         """The same for each picture of a batch (B, N, 5 + K)."""
@@ -71,25 +77,20 @@ class Nms:
         return np.concatenate([boxes[kept], np.stack(columns, axis=1)], axis=1)
 
     def _candidates(
-        self, predictions: NDArray[np.floating]
-    ) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.int64]]:
-        """Boxes xyxy, scores and classes of what is worth looking at; NaN is above nothing."""
-        rows = predictions[predictions[:, 4] > self.confidence]
+        self, rows: NDArray[np.floating]
+    ) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.floating]]:
+        """Row, class and score of what is worth looking at."""
         scores = rows[:, 4:5] if rows.shape[1] == 6 else rows[:, 5:] * rows[:, 4:5]
         if self.multi_label:
-            which, labels = np.nonzero(scores > self.confidence)
+            which, labels = np.divmod(np.flatnonzero(scores > self.confidence), scores.shape[1])
         else:
             labels = scores.argmax(1)
             which = np.flatnonzero(scores[np.arange(len(rows)), labels] > self.confidence)
             labels = labels[which]
-        found = scores[which, labels]
         if self.classes is not None:
             wanted = np.isin(labels, self.classes)
-            which, labels, found = which[wanted], labels[wanted], found[wanted]
-        center, half = rows[which, :2], rows[which, 2:4] / 2
-        boxes = np.concatenate([center - half, center + half], axis=1)
-        finite = np.isfinite(boxes).all(1)
-        return boxes[finite], found[finite], labels[finite].astype(np.int64)
+            which, labels = which[wanted], labels[wanted]
+        return which, labels.astype(np.int64), scores[which, labels]
 
 
 def _best(scores: NDArray[np.floating], most: int) -> NDArray[np.intp]:

@@ -11,9 +11,9 @@ from featherweight.runtime.nms import Nms
 
 def plain(boxes, groups, iou, most):
     """The textbook's loop."""
-    kept = []
+    pairs, kept = nms.overlaps(boxes, boxes), []
     for i in range(len(boxes)):
-        if all(groups[i] != groups[j] or nms.overlaps(boxes[[i]], boxes[[j]])[0, 0] <= iou for j in kept):
+        if all(groups[i] != groups[j] or pairs[i, j] <= iou for j in kept):
             kept.append(i)
         if len(kept) == most:
             break
