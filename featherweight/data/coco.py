@@ -95,6 +95,7 @@ def _images(
         if number in seen:
             raise InputError(path, "duplicate_id", f"two images have the id {number}")
         seen.add(int(number))
+        name = name.replace("\\", "/")  # as written on Windows
         if not safe_name(name):
             text = f"image {number}: {shown(name, limit=80)!r} must stay below the folder of the pictures"
             findings.add(name, "unsafe_path", text, "skipped")

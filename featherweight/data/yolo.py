@@ -120,7 +120,7 @@ def _pictures(path: Path, entry: str, base: Path, findings: Findings) -> list[Pa
     lines = text_of(read_input(place, max_bytes=256 << 20), place).splitlines()
     found = []
     for number, line in enumerate(lines, start=1):
-        name = line.strip().removeprefix("./")
+        name = line.strip().replace("\\", "/").removeprefix("./")
         if name and not safe_name(name):
             text = f"line {number}: {shown(name, limit=80)!r} must stay below the folder of the list"
             findings.add(place.name, "unsafe_path", text, "skipped")

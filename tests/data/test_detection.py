@@ -131,10 +131,9 @@ def test_coco_crowds_outlines_and_categories(tmp_path):
         files.annotation(2, 7, 1, (0, 0, 40, 40), iscrowd=1, segmentation={"counts": [0, 9], "size": [48, 64]}),
         files.annotation(3, 9, 1, (0, 0, 40, 40), segmentation={"counts": "~~", "size": [1 << 40, 1 << 40]}),
     ]
-    names = ["a.png", "sub folder/b.png"]
-    for i, name in enumerate(names):
+    for i, name in enumerate(["a.png", "sub folder/b.png"]):
         files.put(tmp_path / name, files.picture(i))
-    path = files.put(tmp_path / "all.json", json.dumps(files.coco_tree(names, rows)))
+    path = files.put(tmp_path / "all.json", json.dumps(files.coco_tree(["a.png", "sub folder\\b.png"], rows)))
     found = detection.load(path, val_share=0.5)
     assert "no validation part" in found.note
     every = {part.names(i): part.objects(i) for part in (found.train, found.val) for i in range(len(part))}
