@@ -178,7 +178,7 @@ def val(
     found = verbs.val(model, data, part=part, backend=backend, max_bad=max_bad, **_given(known))
     screen.say(line("model", f"{shown(model)}: {found['backend']}, {found['dtype']}"))
     screen.say(line("data", f"{shown(found['data'])}: {part}, {found['n']} images"))
-    screen.answer(_accuracy(found))
+    screen.answer(found.pop("text") if "text" in found else _accuracy(found))
     screen.detail(line("speed", f"{found['images_per_s']:.0f} images/s with preparing them"))
     screen.emit({"model": model, **found})
     again = f"featherweight compress {shown(model)} --data {shown(data)} --max-drop 1%"
@@ -249,6 +249,15 @@ def export(
     quantize: Annotated[str | None, Parameter(help="int8, calibrated on the training images of --data")] = None,
     images: Annotated[int, Parameter(help="how many are compared")] = 64,
     half: Annotated[bool, Parameter(help="16 bits for OpenVINO's float weights")] = False,
+    form: Annotated[
+        str | None, Parameter(help="of a detector's answers: decoded, raw, or end2end with suppression in the graph")
+    ] = None,
+    multi_label: Annotated[
+        bool | None, Parameter(help="end2end: several classes for one box, as COCO numbers are made")
+    ] = None,
+    max_detections: Annotated[int | None, Parameter(name=("--max-detections", "--max-det"), help="end2end")] = None,
+    dynamic: Annotated[bool | None, Parameter(help="of a detector: sizes may vary")] = None,
+    imgsz: Annotated[int | None, Parameter(name=("--imgsz", "--img-size"), help="side of a detector's input")] = None,
     no_verify: Annotated[bool, Parameter(help="keep the files even if they answer differently")] = False,
     out: Annotated[str | None, Parameter(help="the folder; export/ of a run, else a new run folder")] = None,
     exist_ok: Annotated[bool, Parameter(help="write over files that are there")] = False,
@@ -269,9 +278,11 @@ def export(
         text = f"{shown(folder)} holds exported files already; add --exist-ok, or choose another folder"
         raise OptionError("--out", text)
     asked = {"data": data, "quantize": quantize, "images": images, "half": half, "arch": arch, "seed": seed}
+    detection = {"form": form, "multi_label": multi_label, "max_detections": max_detections, "dynamic": dynamic}
+    asked |= {**detection, "image_size": imgsz}
     rows = verbs.export(model, folder, formats=chosen, verify=not no_verify, **_given(asked))
     for row in rows:
-        screen.answer(_parity(folder, row, "images" if data else "pictures of noise"))
+        screen.answer(_parity(folder, row, row.get("of") or ("images" if data else "pictures of noise")))
     screen.emit([{**row, "file": str(folder / row["file"])} for row in rows])
     first = shown(folder / rows[0]["file"])
     screen.next(f"featherweight predict {first} --source PICTURE", f"featherweight bench {shown(model)} {first}")

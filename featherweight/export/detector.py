@@ -25,11 +25,12 @@ import featherweight
 from featherweight.convs import fused
 from featherweight.errors import CheckFailed, OptionError, closest
 from featherweight.export import suppression
-from featherweight.export.check import Exported
+from featherweight.export.check import Exported, rounding_noise
 from featherweight.export.graph import OPSET
 from featherweight.export.translate import translate
 from featherweight.files import publish
 from featherweight.methods.fuse import fuse
+from featherweight.methods.int8 import Quantizer
 from featherweight.modes import evaluating
 from featherweight.runtime.nms import Nms
 from featherweight.runtime.parity import Parity, check, snr_db
@@ -40,6 +41,7 @@ FORMS = ("raw", "decoded", "end2end")
 INPUT, PREDICTIONS = "images", suppression.PREDICTIONS
 CHECKED = Nms.validation()  # the thresholds at which end2end is compared
 CURVE_DB = 15.0  # of the falling scores of end2end, see `_of_detections`; 23 were seen of an untrained network
+HALF_DB = 50.0  # 11 bits of each weight are left
 NEAR = 0.1  # pixels, and thousandths of a score
 LARGEST = 16384  # pixels of a side
 
@@ -97,10 +99,34 @@ def export(
         unchecked = Path(folder, "model.onnx")
         unchecked.write_bytes(data)
         found = parity(model, open_session(unchecked, backend="onnxruntime"), images, form)
-    least = CURVE_DB if min_snr_db is None and form.name == "end2end" else min_snr_db
-    check(found, min_agreement=min_agreement, min_snr_db=least)
+    checked(found, model, images, form, min_agreement=min_agreement, min_snr_db=min_snr_db)
     publish(path, data)
     return Exported(path, found.max_abs_difference, OPSET, len(data), found)
+
+
+def checked(
+    found: Parity,
+    model: nn.Module,
+    images: Tensor,
+    form: Form,
+    *,
+    half: bool = False,
+    min_agreement: float | None = None,
+    min_snr_db: float | None = None,
+) -> Parity:
+    """The parity if it is good enough for this form and arithmetic, else CheckFailed. half: weights kept in 16 bits."""
+    if min_snr_db is None and form.name == "end2end":
+        min_snr_db = CURVE_DB
+    elif min_snr_db is None and half and found.dtype == "float32":
+        min_snr_db = HALF_DB
+    floor = None
+    if any(isinstance(layer, Quantizer) for layer in model.modules()):
+        expected = answers(model, images, raw=form.name == "raw")
+        with rounding_noise(model):
+            moved = answers(model, images, raw=form.name == "raw")
+        floor = _of_predictions(expected, moved, "torch eager", "int8")
+        min_agreement = 0.9 if form.name == "end2end" and min_agreement is None else min_agreement
+    return check(found, floor=floor, min_agreement=min_agreement, min_snr_db=min_snr_db)
 
 
 def to_bytes(
@@ -167,7 +193,7 @@ def parity(model: nn.Module, session: Session, images: Tensor, form: Form) -> Pa
     expected = answers(model, images, raw=form.name == "raw")
     given: dict[str, NDArray[Any]] = {INPUT: images.cpu().numpy()}
     if form.name != "end2end":
-        return _of_predictions(expected, list(session.run(given).values()), session)
+        return _of_predictions(expected, list(session.run(given).values()), session.backend, session.dtype)
     nms = _thresholds(expected[0], form)
     given |= {name: np.array([getattr(nms, name)], np.float32) for name in suppression.THRESHOLDS}
     rows = session.run(given)[suppression.DETECTIONS]
@@ -182,18 +208,20 @@ def answers(model: nn.Module, images: Tensor, *, raw: bool = False) -> list[NDAr
         return [found.float().cpu().numpy() for found in called(images)]
 
 
-def _of_predictions(expected: Sequence[NDArray[np.float32]], got: Sequence[NDArray[Any]], session: Session) -> Parity:
+def _of_predictions(
+    expected: Sequence[NDArray[np.float32]], got: Sequence[NDArray[Any]], backend: str, dtype: str
+) -> Parity:
     """Boxes and probabilities are compared apart: pixels would hide what is wrong with a probability."""
     shapes = [tuple(x.shape) for x in expected], [tuple(x.shape) for x in got]
     if shapes[0] != shapes[1]:
-        raise CheckFailed(f"{session.backend} answers with the shapes {shapes[1]}, the model with {shapes[0]}")
+        raise CheckFailed(f"{backend} answers with the shapes {shapes[1]}, the model with {shapes[0]}")
     ours, theirs = (np.concatenate([x.reshape(-1, x.shape[-1]) for x in xs]) for xs in (expected, got))
     if not np.isfinite(theirs).all():
-        raise CheckFailed(f"{session.backend} answers with numbers that are not finite")
+        raise CheckFailed(f"{backend} answers with numbers that are not finite")
     ratio = min(snr_db(ours[:, :4], theirs[:, :4]), snr_db(ours[:, 4:], theirs[:, 4:]))
     same = float((ours[:, 5:].argmax(1) == theirs[:, 5:].argmax(1)).mean())
     largest = float(np.abs(np.float64(ours) - theirs).max())
-    return Parity(same, ratio, largest, len(ours), session.backend, session.dtype)
+    return Parity(same, ratio, largest, len(ours), backend, dtype)
 
 
 def _of_detections(

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from featherweight.doors import onnx as door
 from featherweight.errors import OptionError, missing_extra
+from featherweight.export import detector
 from featherweight.export.check import Calls, Exported, floor, least_snr_db, parity
 from featherweight.export.graph import OPSET
 from featherweight.files import publish
-from featherweight.runtime.parity import check
+from featherweight.runtime.parity import Parity, check
 from featherweight.runtime.session import open_session, silence
 
 NAME = "openvino_model.xml"  # the name optimum-intel looks for
@@ -43,9 +44,7 @@ def export(
     half: store the weights that are not int8 in 16 bits (OpenVINO's own default); half the size, and about 1e-3 of each
     weight lost. batches: images on which OpenVINO must answer like the model, computing in float32; else CheckFailed.
     """
-    path = Path(path)
-    if path.suffix != ".xml":
-        raise OptionError("path", f"an OpenVINO model is an .xml file, not {path.name!r}")
+    path = _xml(path)
     with tempfile.TemporaryDirectory() as folder:
         unchecked = Path(folder, NAME)
         convert(onnx_file, unchecked, half=half)
@@ -57,6 +56,39 @@ def export(
         limits = {"min_agreement": min_agreement, "min_snr_db": lowest if min_snr_db is None else min_snr_db}
         check(found, floor=floor(model, batches, task), **limits)
         weights, graph = unchecked.with_suffix(".bin").read_bytes(), unchecked.read_bytes()
+    return _published(path, weights, graph, found)
+
+
+def export_detector(
+    onnx_file: str | Path,
+    path: str | Path,
+    *,
+    model: nn.Module,
+    images: Tensor,
+    form: detector.Form,
+    half: bool = False,
+    min_agreement: float | None = None,
+    min_snr_db: float | None = None,
+) -> Exported:
+    """The same of a file that `export.detector` made; images: prepared for the model, (B, 3, H, W)."""
+    path = _xml(path)
+    with tempfile.TemporaryDirectory() as folder:
+        unchecked = Path(folder, NAME)
+        convert(onnx_file, unchecked, half=half)
+        found = detector.parity(model, open_session(unchecked, backend="openvino"), images, form)
+        detector.checked(found, model, images, form, half=half, min_agreement=min_agreement, min_snr_db=min_snr_db)
+        weights, graph = unchecked.with_suffix(".bin").read_bytes(), unchecked.read_bytes()
+    return _published(path, weights, graph, found)
+
+
+def _xml(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix != ".xml":
+        raise OptionError("path", f"an OpenVINO model is an .xml file, not {path.name!r}")
+    return path
+
+
+def _published(path: Path, weights: bytes, graph: bytes, found: Parity) -> Exported:
     publish(path.with_suffix(".bin"), weights)
     publish(path, graph)
     return Exported(path, found.max_abs_difference, OPSET, len(weights) + len(graph), found)

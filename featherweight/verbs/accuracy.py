@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from featherweight import sources
 from featherweight.errors import OptionError, closest, shown
 from featherweight.runners import Runner, open_runner
+from featherweight.verbs import accuracy_detection
 
 if TYPE_CHECKING:
     from featherweight.data import Data, Images
@@ -34,10 +35,12 @@ def val(
     arch: str | None = None,
     max_bad: float = 0.01,
     seed: int = 0,
+    **detection: float,
 ) -> dict[str, Any]:
     """Accuracy of a model on a part of a data set: top1, top5, n, correct, the 95 % interval of top1, how it was run.
 
-    limit: that many pictures, evenly spaced. seed: of a built-in data set. OptionError where classes do not match.
+    Of a detector COCO's twelve numbers, see `accuracy_detection.val`, which `detection` goes to. limit: that many
+    pictures, evenly spaced. seed: of a built-in data set. OptionError where classes do not match.
     """
     from featherweight.data import load
     from featherweight.tasks.classification import scores
@@ -48,10 +51,15 @@ def val(
         if value is not None and value < 1:
             raise OptionError(name, f"must be 1 or more, not {value!r}")
     source = sources.find(model, backend=backend, arch=arch) if isinstance(model, (str, os.PathLike)) else model
+    runner = open_runner(source, backend=backend, threads=threads, device=device)
+    if runner.task == accuracy_detection.TASK:
+        known: dict[str, Any] = {"limit": limit, "max_bad": max_bad, "seed": seed, **detection}
+        return accuracy_detection.val(runner, data, part=part, batch_size=batch_size, **known)  # type: ignore[arg-type]
+    for name in detection:
+        raise OptionError(name, "is for detectors; this model is none")
     found = load(os.fspath(data), max_bad=max_bad, seed=seed) if isinstance(data, (str, os.PathLike)) else data
     if (images := getattr(found, part)) is None:
         raise OptionError("part", f"{shown(found.name)} has no {part} part")
-    runner = open_runner(source, backend=backend, threads=threads, device=device)
     places = class_places(runner.classes, found.classes)
     began = time.perf_counter()
     logits, labels = predictions(runner, images, batch_size=batch_size, limit=limit)

@@ -7,12 +7,15 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featherweight import sources
 from featherweight.errors import OptionError, closest, shown
 from featherweight.files import publish
+from featherweight.runners_detection import is_detector
+from featherweight.verbs import shipping_detection
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,11 +41,14 @@ def export(
     verify: bool = True,
     arch: str | None = None,
     seed: int = 0,
+    **detection: Any,
 ) -> list[dict[str, Any]]:
     """Write the files and parity.json into `folder`; a row for each file with how it answers beside the model.
 
     data: its validation images are what is compared, noise without it; its training images calibrate `quantize="int8"`.
-    half: 16 bits for OpenVINO's float weights. Raises CheckFailed, and leaves no file, where the answers differ.
+    half: 16 bits for OpenVINO's float weights. detection: for detectors `form` (decoded, raw, end2end), `multi_label`,
+    `max_detections`, `dynamic` (sizes may vary) and `image_size`. Raises CheckFailed, and leaves no file, where the
+    answers differ.
     """
     check_options(formats, quantize, data)
     from featherweight import artifact
@@ -52,14 +58,33 @@ def export(
     told, record = sources.preprocess_of(source, built), artifact.record_of(built)
     if told is None:
         raise OptionError("preprocess", f"{shown(source.name)} does not say how its pictures are prepared")
-    batches, calibration = _batches(data, told, images, seed)
-    if quantize is not None:
-        built = _quantized(built, calibration)
     classes = record.classes if record else ()
-    found = _files(built, Path(folder), formats, batches, (classes, told), half=half, verify=verify)
-    rows = [_row(item) for item in found if item.path.exists()]
+    if is_detector(built):
+        told = _of_size(told, built, detection.pop("image_size", None))
+        known = {"classes": classes, "preprocess": told, "quantize": quantize is not None, "half": half, "names": NAMES}
+        limits = {} if verify else UNCHECKED
+        asked = {**known, "data": data, "images": images, "limits": limits, **detection}
+        found = shipping_detection.files(built, Path(folder), formats, **asked)
+    else:
+        for name, value in detection.items():
+            raise OptionError(name, f"is for detectors; {shown(source.name)} is none (it was {value!r})")
+        batches, calibration = _batches(data, told, images, seed)
+        if quantize is not None:
+            built = _quantized(built, calibration)
+        found = _files(built, Path(folder), formats, batches, (classes, told), half=half, verify=verify)
+    more = {"of": "predictions"} if is_detector(built) else {}
+    rows = [{**_row(item), **more} for item in found if item.path.exists()]
     publish(Path(folder) / "parity.json", (json.dumps(rows, indent=1) + "\n").encode())
     return rows
+
+
+def _of_size(told: Preprocess, model: Any, side: int | None) -> Preprocess:
+    """For pictures of another size, which the strides must divide."""
+    if side is None:
+        return told
+    if side % (stride := max(model.head.strides)):
+        raise OptionError("imgsz", f"{side} is no multiple of {stride}; {-(-side // stride) * stride} is")
+    return replace(told, size=(side, side))
 
 
 def _files(
