@@ -200,7 +200,8 @@ class Progress:
         if not self.headed:
             self.headed = True
             self.erase()
-            print(row({name: name for name in WIDTHS}), file=self.stream, flush=True)
+            names = {name: name for name in WIDTHS} | {"acc %": self.plan.get("metric", "acc %")}
+            print(row(names), file=self.stream, flush=True)
 
     def draw(self, text: str) -> None:
         from rich.console import Console

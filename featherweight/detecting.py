@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,14 @@ def task_of(plan: Recipe, data: Scenery) -> Detection:
         nms=Nms.validation(iou=own.iou, confidence=own.confidence),
         **known,
     )
+
+
+def sized(work: Work) -> Detection:
+    """The task with gains for the size of training, whatever size a batch is drawn at."""
+    found = copy.copy(work.task)
+    height, width = work.preprocess.size
+    found.image_size = math.sqrt(height * width)
+    return found  # type: ignore[no-any-return]
 
 
 def batches_of(

@@ -51,16 +51,15 @@ def trained(
     detects = work.recipe.task == detecting.TASK
     if detects:
         model = detecting.with_anchors(work, model)
-        work = dataclasses.replace(work, model=model)
+        work = dataclasses.replace(work, model=model, task=detecting.sized(work))
         seen: Any = work.batches("train", limit=plan.images, augment=detecting.augmentation(plan))
         freeze = {**detecting.frozen(model, plan.freeze), **(freeze or {})} if plan.freeze else freeze
     else:
         order: dict[str, Any] = {"repeats": plan.repeats, "sampler": plan.sampler, "cycle": cache}
         seen = work.batches("train", limit=plan.images, augment=augmented(plan, len(work.data.classes)), **order)
     judge = work.batches("val", limit=plan.validate_images)
-    work.tell(
-        {"event": "train", "epochs": plan.epochs, "steps": seen.steps_per_epoch, "images": seen.samples_per_epoch}
-    )
+    length = {"epochs": plan.epochs, "steps": seen.steps_per_epoch, "images": seen.samples_per_epoch}
+    work.tell({"event": "train", **length, **({"metric": "AP %"} if detects else {})})
     if plan.channels_last:
         model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     methods = [_placed(method, device) for method in methods]

@@ -150,9 +150,12 @@ def test_targets_that_make_no_sense_are_named(said: str) -> None:
     "options", [{"assign": "led"}, {"anchor_ratio": 0.5}, {"aux_weight": float("nan")}, {"gains": {"box": -1.0}}]
 )
 def test_options_are_checked(options: dict[str, Any]) -> None:
+    def made() -> Detection:
+        known: dict[str, Any] = {k: Gains(**v) if k == "gains" else v for k, v in options.items()}
+        return Detection(4, **known)
+
     with pytest.raises(OptionError):
-        made: dict[str, Any] = {k: Gains(**v) if k == "gains" else v for k, v in options.items()}
-        Detection(4, **made)
+        made()
 
 
 def test_a_single_class_has_no_class_term() -> None:
@@ -185,6 +188,20 @@ def test_overlaps_of_pairs_and_of_all_agree() -> None:
         torch.testing.assert_close(matrix[a, b], boxes.iou(some[a], some[b]))
     assert matrix[3].tolist() == [0.0] * 4
     torch.testing.assert_close(boxes.xyxy_of(boxes.cxcywh_of(some)), some)
+
+
+def test_nothing_is_made_on_another_device_than_the_maps() -> None:
+    """What is made without a device would be on the default one, which knows shapes only: mixing the two fails."""
+    raw = maps_of()
+    maps, targets = Maps.of(raw, ANCHORS, STRIDES, raw), targets_of((5, 0, 3))
+    wanted = Detection(4).loss(maps, {"targets": targets})
+    with torch.device("meta"):
+        for how in ("lead", "plain"):
+            found = Detection(4, assign=how, duplicates=how == "plain").loss(maps, {"targets": targets})
+            assert all(term.device.type == "cpu" for term in found.values())
+            assert how == "plain" or all(torch.equal(found[name], wanted[name]) for name in wanted)
+            Detection(4, assign=how).loss(maps, {"targets": targets[:0]})
+        assert maps.decoded().device.type == "cpu"
 
 
 def test_maps_may_lie_in_memory_in_any_order() -> None:

@@ -25,6 +25,9 @@ def with_listener(model: M, name: str, listener: nn.Module) -> M:
         raise OptionError(name, f"{type(model).__name__} has one already; use the method once")
     new = copy.deepcopy(model)
     listener.train(model.training)
+    for like in model.parameters():
+        listener.to(like)  # where the model is, and in its type
+        break
     new.add_module(name, listener)
     return new
 

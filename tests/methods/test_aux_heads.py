@@ -114,6 +114,12 @@ def test_auxiliary_heads_are_trained_and_only_while_training() -> None:
     assert trained.state_dict().keys() == small().state_dict().keys() and {"aux_obj"} <= rows[0]["terms"].keys()
 
 
+def test_what_is_added_is_of_the_models_type() -> None:
+    for method in (METHODS["aux"], METHODS["distill"]):
+        found = {p.dtype for p in method.prepare(small().double()).parameters()}
+        assert found == {torch.float64}
+
+
 def test_the_heads_read_what_the_detector_says() -> None:
     model: Any = featherweight.create("yolov7", variant="yolov7_tiny", num_classes=3, form="training")
     task = Detection(3)

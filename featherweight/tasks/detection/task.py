@@ -79,7 +79,7 @@ class Detection:
         assign: str = "lead",
         anchor_ratio: float = 4.0,
         aux_weight: float = 0.25,
-        image_size: int | None = None,
+        image_size: float | None = None,
         duplicates: bool = False,
         official_height: bool = False,
         nms: Nms | None = None,
