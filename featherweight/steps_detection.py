@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from torch import nn
 
+from . import detection_plots
 from .beginning import start
 from .binding import Within
 from .errors import OptionError
@@ -18,6 +19,7 @@ from .methods.aux_heads import AuxHeads
 from .methods.distill_detection import DistillDetection
 from .methods.fuse import fuse as merged
 from .recipe import Count, Epochs, Rate
+from .scores import coco
 from .tasks.detection.loss import Gains
 from .tasks.detection.task import detector_of
 from .work import Work, current, finished_stage
@@ -65,12 +67,14 @@ def fuse(work: Work) -> Work:
 
 
 def evaluate(work: Work, *, part: Literal["val", "test"] = "val", images: Count | None = None) -> Work:
-    """COCO's twelve numbers of the model, whole and by class, as evaluation.json."""
+    """COCO's twelve numbers of the model, whole and by class, as evaluation.json; curves and errors in figures/."""
     model = current(work)
     seen = work.batches(part, limit=images)
 
     def measured() -> dict[str, Any]:
-        scores = work.task.scores(copy.deepcopy(model).eval(), seen)
+        found, truth = work.task.predictions(copy.deepcopy(model).eval(), seen)
+        scores = coco.evaluate(truth, found, classes=work.task.classes)
+        detection_plots.write(truth, found, work.place / "figures", classes=work.task.classes)
         counts = {"part": part, "images": seen.samples_per_epoch, "size": list(work.preprocess.size)}
         nms = {"iou": work.task.nms.iou, "confidence": work.task.nms.confidence}
         return {**counts, "nms": nms, "stats": dict(scores.stats), "classes": scores.per_class()}

@@ -93,6 +93,7 @@ def test_a_run_trains_evaluates_and_is_found_again(tmp_path: Path) -> None:
     work = runs.run(plan)
     found = json.loads((tmp_path / "run" / "steps" / "02-evaluate" / "evaluation.json").read_text())
     assert set(found["stats"]) >= {"AP", "AP50", "AR100"} and found["images"] == 4 and len(found["classes"]) == 10
+    assert (tmp_path / "run/steps/02-evaluate/figures/precision_recall.svg").is_file()
     model = artifact.load(tmp_path / "run" / "model")
     record = artifact.record_of(model)
     assert record is not None and record.task == "object-detection" and record.classes == work.data.classes
