@@ -101,26 +101,33 @@ class DetectionBatches:
         resized pictures. as_uint8: leave the division by 255 to whoever takes the batch.
         """
         self.size: Size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-        checks = {"batch_size": batch_size, "world": world, "limit": limit, "stride": stride}
-        for name, value in checks.items():
-            if value is not None and value < 1:
-                raise OptionError(name, f"must be 1 or more, not {value!r}")
-        if any(n < stride or n % stride for n in self.size):
-            raise OptionError("size", f"must be a multiple of {stride}, the detector's largest stride, not {size!r}")
-        if workers < 0 or not 0 <= rank < world:
-            raise OptionError("workers" if workers < 0 else "rank", "must be 0 or more, and rank below world")
-        if not 0 <= multi_scale < 1:
-            raise OptionError("multi_scale", f"must be 0 or more and below 1, not {multi_scale!r}")
-        if rectangular and (shuffle or augment is not None or multi_scale):
-            raise OptionError("rectangular", "is for evaluation: without shuffle, augment and multi_scale")
-        if len(scenes) == 0:
-            raise OptionError("data", "this part has no pictures")
         self.scenes, self.batch_size, self.seed, self.shuffle = scenes, batch_size, seed, shuffle
-        self.augment = augment.possible(outlined=scenes.outlined) if augment is not None else None
         self.rank, self.world, self.drop_last, self.limit, self.workers = rank, world, drop_last, limit, workers
         self.stride, self.rectangular, self.multi_scale, self.as_uint8 = stride, rectangular, multi_scale, as_uint8
         self.pad = rectangular_pad
+        self._check(augment)
+        self.augment = augment.possible(outlined=scenes.outlined) if augment is not None else None
         self.loader = Loader(scenes, self.size, training=augment is not None, in_memory=in_memory)
+
+    def _check(self, augment: DetectionAugment | None) -> None:
+        """OptionError for what cannot be, before any work."""
+        checks = {"batch_size": self.batch_size, "world": self.world, "limit": self.limit, "stride": self.stride}
+        for name, value in checks.items():
+            if value is not None and value < 1:
+                raise OptionError(name, f"must be 1 or more, not {value!r}")
+        if any(n < self.stride or n % self.stride for n in self.size):
+            text = f"must be a multiple of {self.stride}, the detector's largest stride, not {self.size}"
+            raise OptionError("size", text)
+        if self.workers < 0:
+            raise OptionError("workers", f"must be 0 or more, not {self.workers!r}")
+        if not 0 <= self.rank < self.world:
+            raise OptionError("rank", f"must be 0..{self.world - 1}, not {self.rank!r}")
+        if not 0 <= self.multi_scale < 1:
+            raise OptionError("multi_scale", f"must be 0 or more and below 1, not {self.multi_scale!r}")
+        if self.rectangular and (self.shuffle or augment is not None or self.multi_scale):
+            raise OptionError("rectangular", "is for evaluation: without shuffle, augment and multi_scale")
+        if len(self.scenes) == 0:
+            raise OptionError("data", "this part has no pictures")
 
     @property
     def images(self) -> Scenes:
