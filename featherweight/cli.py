@@ -16,7 +16,7 @@ from typing import Any
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
-from featherweight import __version__, cli_convert, cli_look, cli_plot, cli_run, cli_use, console
+from featherweight import __version__, cli_convert, cli_look, cli_plot, cli_predict, cli_run, cli_use, console
 from featherweight.console import Screen
 from featherweight.errors import FeatherweightError, OptionError, closest, missing_extra
 
@@ -35,6 +35,7 @@ EVERYWHERE = "Everywhere: -q, -v, --json (stdout holds JSON alone), --debug, --v
 
 VERBS: tuple[Callable[..., int], ...] = (
     *cli_run.VERBS,
+    *cli_predict.VERBS,
     *cli_use.VERBS,
     *cli_convert.VERBS,
     *cli_plot.VERBS,

@@ -116,6 +116,11 @@ class Running:
 TRAINING, RUNNING = Training(), Running()
 
 
+def given(known: dict[str, Any]) -> dict[str, Any]:
+    """What was given; the functions have their own defaults for the rest."""
+    return {key: value for key, value in known.items() if value is not None}
+
+
 def numbers(option: str, text: str) -> tuple[int, ...]:
     """ "1,32" -> (1, 32)."""
     try:

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs that use a model: predict, val, export, bench. Argument parsing and printing; the work is in `verbs`."""
+"""The verbs that use a model: val, export, bench. Argument parsing and printing; the work is in `verbs`."""
 
 from __future__ import annotations
 
-import sys
-from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,145 +10,9 @@ from cyclopts import Parameter
 
 from featherweight import cli_options as options
 from featherweight.console import columns, current, line
-from featherweight.errors import InputError, OptionError, clean, shown
+from featherweight.errors import OptionError, shown
 
 FORMATS = ("onnx", "openvino")
-WHATS = ("tokens", "attention")  # what can be drawn over a picture
-MAX_STDIN = 512 << 20
-
-
-def predict(
-    model: options.Model,
-    *,
-    source: options.Pictures,
-    top_k: Annotated[int, Parameter(help="how many labels to show")] = 5,
-    show_tokens: Annotated[bool, Parameter(help="draw which patches the model kept")] = False,
-    draw: Annotated[
-        str | None,
-        Parameter(help="tokens, attention, or both with a comma: over each picture, as .svg in a run folder"),
-    ] = None,
-    save_txt: Annotated[bool, Parameter(help="write one text file per picture into a run folder")] = False,
-    batch: options.Batch = None,
-    backend: options.Backend = "auto",
-    device: options.Device = None,
-    threads: options.Threads = None,
-    arch: options.Arch = None,
-    project: options.Project = "runs",
-    name: options.Name = None,
-) -> int:
-    """What is in a picture, or in each picture of a folder."""
-    from featherweight.pipelines import pipeline
-    from featherweight.verbs.showing import draw_all
-
-    screen = current()
-    whats = options.words("--draw", draw, WHATS) if draw else ()
-    backend = "torch" if backend == "auto" and "attention" in whats else backend
-    asked = {"backend": backend, "device": device, "threads": threads, "arch": arch, "batch_size": batch}
-    pipe = pipeline(model=model, **_given(asked))
-    skipped: list[InputError] = []
-    named, drawn = deque[str](), deque[Any]()
-    folder = options.new_folder(project, name, "predict") if save_txt or whats else None
-    found = []
-    pictures = _pictures(source, pipe.max_pixels, named, skipped)
-    pictures = _remembered(pictures, drawn) if whats else pictures
-    for answer in pipe(pictures, top_k=top_k, return_tokens=show_tokens):
-        one = _one(named.popleft(), answer, tokens=show_tokens)
-        screen.answer(_answer(one["file"], one["answers"]))
-        if show_tokens:
-            screen.answer(_tokens(one["kept"], pipe.runner.preprocess.size))
-        if folder is not None and whats:
-            one["drawn"] = draw_all(pipe.runner, drawn.popleft(), whats, folder / "drawn", one["file"])
-        if folder is not None and save_txt:
-            _save(folder, one["file"], one["answers"])
-        found += [one] if screen.json else []
-    for error in skipped:
-        screen.warn(f"skipped {error}")
-    screen.emit(found)
-    if folder is not None:
-        screen.say(line("saved", f"{shown(folder)}/{'labels' if save_txt else 'drawn'}"))
-    screen.next(f"featherweight val {shown(model)} --data YOUR_DATA", f"featherweight bench {shown(model)}")
-    return 0
-
-
-def _given(known: dict[str, Any]) -> dict[str, Any]:
-    """What was given; the functions have their own defaults for the rest."""
-    return {key: value for key, value in known.items() if value is not None}
-
-
-def _one(file: str, answer: list[dict[str, Any]], *, tokens: bool) -> dict[str, Any]:
-    """A pipeline's answer as one row, with the kept tokens once."""
-    labels = [{"label": one["label"], "score": one["score"]} for one in answer]
-    return {"file": file, "answers": labels, **({"kept": answer[0].get("kept")} if tokens else {})}
-
-
-def _pictures(sources: list[str], max_pixels: int, named: deque[str], skipped: list[InputError]) -> Iterator[Any]:
-    """Pictures in order, each name put down before. A named file that is none stops; one in a folder is skipped."""
-    from featherweight.doors import image
-    from featherweight.pictures import load
-
-    for source in sources:
-        if source == "-":
-            named.append("-")
-            yield load(sys.stdin.buffer.read(MAX_STDIN), max_pixels=max_pixels)
-            continue
-        folder = Path(source)
-        if not folder.is_dir():
-            named.append(source)
-            yield load(source, max_pixels=max_pixels)
-            continue
-        files = image.scan(folder)
-        if not files:
-            raise InputError(folder, "empty", "has no pictures in it (looked for jpg png webp bmp gif tif)")
-        good = 0
-        for file in files:
-            try:
-                picture = load(file, max_pixels=max_pixels)
-            except InputError as error:
-                skipped.append(error)
-                continue
-            good += 1
-            named.append(str(file))
-            yield picture
-        if not good:
-            raise skipped[0]
-
-
-def _answer(file: str, labels: list[dict[str, Any]]) -> str:
-    words = [f"{clean(one['label'], limit=40)} {100 * one['score']:.1f} %" for one in labels]
-    return f"{shown(file)}   " + "   ".join(words)
-
-
-def _tokens(kept: list[list[bool]] | None, size: tuple[int, int]) -> str:
-    """Each stage's patches side by side, a full block for one that was kept."""
-    if not kept:
-        return "  this model keeps all of its tokens"
-    count = len(kept[0])
-    across = max(1, round((count * size[1] / size[0]) ** 0.5))
-    rows = [
-        ["".join("██" if k else "··" for k in stage[i : i + across]) for i in range(0, count, across)] for stage in kept
-    ]
-    heads = [f"{sum(stage)} of {count}".ljust(2 * across) for stage in kept]
-    return "\n".join(("  " + "   ".join(parts)).rstrip() for parts in [heads, *zip(*rows, strict=True)])
-
-
-def _remembered(pictures: Iterator[Any], aside: deque[Any]) -> Iterator[Any]:
-    """The same pictures, each put aside to be drawn over."""
-    for picture in pictures:
-        aside.append(picture)
-        yield picture
-
-
-def _save(folder: Path, file: str, labels: list[dict[str, Any]]) -> None:
-    from featherweight.files import publish
-
-    name = (
-        "stdin"
-        if file == "-"
-        else "_".join(part for part in Path(file).with_suffix("").parts if part not in ("/", ".", ".."))
-    )
-    (folder / "labels").mkdir(exist_ok=True)
-    text = "".join(f"{one['score']:.4f} {clean(one['label'])}\n" for one in labels)
-    publish(folder / "labels" / f"{name[-150:]}.txt", text.encode("utf-8", "backslashreplace"))
 
 
 def val(
@@ -175,7 +36,7 @@ def val(
 
     screen = current()
     known = {"batch_size": batch, "device": device, "threads": threads, "limit": limit, "arch": arch, "seed": seed}
-    found = verbs.val(model, data, part=part, backend=backend, max_bad=max_bad, **_given(known))
+    found = verbs.val(model, data, part=part, backend=backend, max_bad=max_bad, **options.given(known))
     screen.say(line("model", f"{shown(model)}: {found['backend']}, {found['dtype']}"))
     screen.say(line("data", f"{shown(found['data'])}: {part}, {found['n']} images"))
     screen.answer(found.pop("text") if "text" in found else _accuracy(found))
@@ -280,7 +141,7 @@ def export(
     asked = {"data": data, "quantize": quantize, "images": images, "half": half, "arch": arch, "seed": seed}
     detection = {"form": form, "multi_label": multi_label, "max_detections": max_detections, "dynamic": dynamic}
     asked |= {**detection, "image_size": imgsz}
-    rows = verbs.export(model, folder, formats=chosen, verify=not no_verify, **_given(asked))
+    rows = verbs.export(model, folder, formats=chosen, verify=not no_verify, **options.given(asked))
     for row in rows:
         screen.answer(_parity(folder, row, row.get("of") or ("images" if data else "pictures of noise")))
     screen.emit([{**row, "file": str(folder / row["file"])} for row in rows])
@@ -296,4 +157,4 @@ def _parity(folder: Path, row: dict[str, Any], what: str) -> str:
     return f"✓ {shown(folder / row['file'])}  {size}  {row['dtype']}  {parity} on {row['images']} {what}"
 
 
-VERBS = (val, predict, export, bench)
+VERBS = (val, export, bench)

@@ -111,7 +111,7 @@ def _pictures(scenes: Scenes | None, limit: int) -> Iterator[NDArray[np.uint8]]:
         yield from (scenes.picture(i * len(scenes) // count) for i in range(count))
         return
     try:
-        from sklearn.datasets import load_sample_images
+        from sklearn.datasets import load_sample_images  # type: ignore[import-untyped]
     except ImportError:
         random = np.random.default_rng(0)
         yield from (random.integers(0, 256, (480, 640, 3), np.uint8) for _ in range(2))
