@@ -78,7 +78,9 @@ def of(tree: Any, path: Path) -> Detector | None:
     if not found:
         return None
     notes = [f"took its moving average ({found[0]!r})"] if found[0] == "ema" else []
-    return _detector(modules.module(tree[found[0]], path), path, notes)
+    models = [modules.module(tree[key], path) for key in found]
+    named = next((model.facts["names"] for model in models if model.facts.get("names")), None)
+    return _detector(models[0], named, path, notes)
 
 
 def flat(tensors: Mapping[str, Stored], path: Path, variant: str, **config: Any) -> Detector:
@@ -198,7 +200,7 @@ def _same(variant: str, held: Mapping[str, Any], activation: str | None) -> bool
     return variant == name or (tiny and (activation or yolov7_graph.find(variant)[1]) == held.get("activation"))
 
 
-def _detector(model: Module, path: Path, notes: list[str]) -> Detector:
+def _detector(model: Module, named: Any, path: Path, notes: list[str]) -> Detector:
     layers = model.parts.get("model")
     if model.kind != "Model" or layers is None or not layers.parts:
         raise InputError(path, "bad_schema", f"holds a {shown(model.kind, limit=60)}, not a detector of YOLOv7's")
@@ -218,7 +220,7 @@ def _detector(model: Module, path: Path, notes: list[str]) -> Detector:
     config = {"variant": variant, "form": form, "num_classes": classes, "activation": act, "anchors": anchors}
     if variant == CUSTOM:
         config["graph"] = yolov7_text.write(graph)
-    names, unnamed = _names(model.facts.get("names"), classes)
+    names, unnamed = _names(named, classes)
     return Detector(path, tensors, config, names, (*notes, *odd, *unnamed))
 
 

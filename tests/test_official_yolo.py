@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,39 @@ def test_what_is_not_ours_is_refused_with_the_reason(tmp_path: Path, change: Any
     path = yolo_files.write(tmp_path / "x.pt", detector(), change=change)
     with pytest.raises(InputError, match=REFUSED[change]):
         create(path)
+
+
+HOSTILE = {
+    "a call": b"cposix\nsystem\n(X\x04\x00\x00\x00truetR",
+    "a dotted name": b"cmodels.yolo\nModel.__init__.__globals__\n",
+    "arguments for a module": b"cmodels.common\nsystem\n(X\x04\x00\x00\x00truetR",
+    "state for a class": b"cmodels.yolo\nModel\n}b",
+    "a class of torch's that is no layer": b"ctorch.nn.modules.module\n_global_forward_hooks\n",
+    "a package beside": b"cmodels_evil.yolo\nModel\n)\x81",
+    "attributes": b"c__builtin__\ngetattr\n(cmodels.yolo\nModel\nX\x01\x00\x00\x00atR",
+}
+
+
+@pytest.mark.parametrize("place", ["model", "optimizer"])
+@pytest.mark.parametrize("name", list(HOSTILE))
+def test_hostile_files_are_refused_wherever_it_stands(tmp_path: Path, name: str, place: str) -> None:
+    text = place.encode()
+    program = b"\x80\x02}X" + len(text).to_bytes(4, "little") + text + HOSTILE[name] + b"s."
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", program)
+        archive.writestr("archive/version", "3\n")
+    with pytest.raises(InputError) as caught:
+        featherweight.create("yolov7_tiny", weights=tmp_path / "x.pt")
+    assert caught.value.reason == "unsafe_pickle"
+
+
+def test_names_come_from_the_model_where_its_average_has_none(tmp_path: Path) -> None:
+    def unnamed(live: nn.Module, kinds: Any) -> None:
+        live.names = ["a", "b", "c"]
+
+    path = yolo_files.write(tmp_path / "x.pt", detector(), ema=detector(), change=unnamed, names=None)
+    again = create(path)
+    assert artifact.record_of(again).classes == ("a", "b", "c")  # type: ignore[union-attr]
 
 
 def test_anchors_that_disagree_are_those_of_the_boxes(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class _Machine:
             raise self.unsafe(f"calls a {type(target).__name__}")
         if target.dotted in _CALLS:
             return _CALLS[target.dotted](self, *args)
-        if self.is_inert(target.dotted):
+        if self.is_inert(target.dotted) and (target.dotted in HARMLESS or not args):  # a module is made without any
             return Inert(target.dotted, args)
         raise self.unsafe(f"calls {shown(target.dotted, limit=100)}")
 
