@@ -126,9 +126,3 @@ def put(
     left, top = int(placement.pad[0]), int(placement.pad[1])
     out[top : top + inner[0], left : left + inner[1]] = resized
     return out
-
-
-def normalized(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 of 0..1, as YOLOv7 takes it: no mean, no deviation."""
-    levels = np.arange(256, dtype=np.float32) / np.float32(255)
-    return levels[np.moveaxis(pictures, -1, -3)]

@@ -95,8 +95,12 @@ class Preprocess:
     def normalize(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(..., h, w, 3) uint8 -> (..., 3, h, w) float32; one picture or a batch, with the same bits."""
         # 256 values per channel: worked out once in float32 as torchvision does (/ 255, - mean, / std), then looked up
-        levels = np.arange(256, dtype=np.float32) / np.float32(255)
         out = np.empty((*pixels.shape[:-3], 3, *pixels.shape[-3:-1]), np.float32)
+        if set(self.mean) == {0.0} and set(self.std) == {1.0}:  # as detectors take it: the same bits, faster
+            out[...] = np.moveaxis(pixels, -1, -3)
+            out /= np.float32(255)
+            return out
+        levels = np.arange(256, dtype=np.float32) / np.float32(255)
         for c in range(3):
             table = (levels - np.float32(self.mean[c])) / np.float32(self.std[c])
             out[..., c, :, :] = table[pixels[..., c]]

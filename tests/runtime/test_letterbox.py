@@ -6,7 +6,8 @@ import pytest
 
 from featherweight.errors import InputError, OptionError
 from featherweight.runtime import resize
-from featherweight.runtime.letterbox import GRAY, Letterbox, Placement, normalized
+from featherweight.runtime.letterbox import GRAY, Letterbox, Placement
+from featherweight.runtime.preprocess import Preprocess
 
 
 def noise(height, width, seed=0):
@@ -61,5 +62,10 @@ def test_what_cannot_be_is_refused():
         Letterbox((0, 5))
     with pytest.raises(InputError, match="bad_shape"):
         Letterbox()(np.zeros((4, 4), np.uint8))
-    assert normalized(np.full((2, 3, 3), 255, np.uint8)).shape == (3, 2, 3)
-    assert normalized(np.full((2, 3, 3), 255, np.uint8)).max() == 1
+
+
+def test_values_of_0_to_1_are_the_table_s_bits():
+    pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    found = Preprocess((16, 16), "letterbox", interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1)).normalize(pixels)
+    assert found.shape == (3, 16, 16) and found.dtype == np.float32
+    assert np.array_equal(found[0].ravel(), np.arange(256, dtype=np.float32) / np.float32(255))
