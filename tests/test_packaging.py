@@ -27,6 +27,7 @@ LIMIT_BYTES = 5_000_000
 CORE = {"cyclopts", "jinja2", "markupsafe", "matplotlib", "numpy", "onnxruntime", "pillow", "pyyaml", "rich"}
 IMPORTED_AS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "skimage": "scikit-image"}
 IMPORTED_AS["faster_coco_eval"] = "faster-coco-eval"
+IMPORTED_AS["cv2"] = "opencv-python-headless"
 HELP_SECONDS = 0.3  # of processor time, on an idle machine
 
 
@@ -77,7 +78,7 @@ def test_versions_agree(metadata: dict[str, list[str]]) -> None:
 def test_what_pip_reads(metadata: dict[str, list[str]]) -> None:
     assert metadata["License-Expression"] == ["Apache-2.0"]
     assert set(metadata["Requires-Python"][0].split(",")) == {">=3.10", "<3.14"}
-    assert {"torch", "onnx", "openvino", "timm", "text", "parquet", "detection", "demo", "all", "dev"} == set(
+    assert {"torch", "onnx", "openvino", "timm", "text", "parquet", "detection", "video", "demo", "all", "dev"} == set(
         metadata["Provides-Extra"]
     )
 
