@@ -142,7 +142,7 @@ def _rewritten(tokens: list[str], app: App) -> list[str]:
     while rest and not rest[0].startswith("-") and rest[0] in (known := _verbs(command)):
         verb.append(rest.pop(0))
         command = command[verb[-1]]
-    if verb == ["train"] and rest and rest[0] in TASKS:
+    if verb in (["train"], ["demo"]) and rest and rest[0] in TASKS:
         rest[0] = f"--task={rest[0]}"
     known = _verbs(command)
     if known and rest and not rest[0].startswith("-"):

@@ -16,17 +16,27 @@ from featherweight.console import current, line
 from featherweight.errors import CheckFailed, InputError, OptionError, closest, shown
 from featherweight.files import pointed
 
+TASKS = {
+    "classify": "image-classification", "classification": "image-classification",
+    "image-classification": "image-classification", "detect": "object-detection", "detection": "object-detection",
+    "object-detection": "object-detection",
+}  # fmt: skip
+
 
 def demo(
     *,
     quick: Annotated[bool, Parameter(help="half a minute: the shipped model goes to int8")] = False,
     from_scratch: Annotated[bool, Parameter(help="train everything, nothing shipped")] = False,
-    task: Annotated[str, Parameter(help="classification; others will come")] = "classification",
+    task: Annotated[str, Parameter(help="classify or detect")] = "classify",
     running: options.Running = options.RUNNING,
 ) -> int:
-    """Compress a small vision transformer on real digits, step by step."""
-    if task not in ("classification", "image-classification", "classify"):
-        raise OptionError("--task", f"no {task!r}; {closest(task, ('classification',))}Known: classification")
+    """Compress a small vision transformer on real digits, step by step; `demo detect` trains a detector."""
+    if task not in TASKS:
+        raise OptionError("--task", f"no {task!r}; {closest(task, TASKS)}Known: {', '.join(TASKS)}")
+    if TASKS[task] == "object-detection":
+        if quick or from_scratch:
+            raise OptionError("--quick" if quick else "--from-scratch", "is of the demo of classifiers; leave it out")
+        return _carry_out("demo_detect", project=running.project, name=running.name, overrides=running.overrides())
     if quick and from_scratch:
         raise OptionError("--quick", "starts from the shipped weights; leave it or --from-scratch out")
     recipe = "demo_quick" if quick else "demo_from_scratch" if from_scratch else "demo"

@@ -118,7 +118,8 @@ MISTAKES = [
     (["compress", "model", "--data", "data", "--max-drop", "lots"], "such as 1%"),
     (["compress", "model", "--data", "data", "--target", "fast"], "2x"),
     (["compress", "run/export/model.onnx", "--data", "data"], "torch does not run .onnx"),
-    (["demo", "--task", "detection"], "Known: classification"),
+    (["demo", "--task", "segmentation"], "Known: classify"),
+    (["demo", "detect", "--quick"], "--quick: is of the demo of classifiers"),
     (["demo", "--quick", "--from-scratch"], "--quick"),
     (["run", "pictures"], "config.yaml"),
     (["bench"], "needs a MODEL"),
@@ -364,7 +365,8 @@ def test_demo_is_the_recipe_of_that_name(run: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(runs, "run", lambda plan, **options: seen.append(plan))
     assert run("demo", "train.epochs=7").code == 0
     assert run("demo", "--from-scratch").code == 0
-    assert [plan.name for plan in seen] == ["demo", "demo_from_scratch"]
+    assert run("demo", "detect").code == 0
+    assert [plan.name for plan in seen] == ["demo", "demo_from_scratch", "demo_detect"]
     assert seen[0].train.epochs == 7
 
 
