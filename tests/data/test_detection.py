@@ -232,3 +232,32 @@ def test_options_and_places_are_checked(tmp_path):
         detection.load(tmp_path)
     with pytest.raises(InputError, match="digits-det"):
         detection.load(tmp_path / "digit-det")
+
+
+def test_layouts_that_exports_write(tmp_path):
+    """Folders of Roboflow's kind, list files, COCO files beside their pictures, XML beside pictures."""
+    for part in ("train", "valid"):
+        for i in range(2):
+            files.put(tmp_path / f"robo/{part}/images/{i}.png", files.picture(i + 9 * (part == "valid")))
+            files.put(tmp_path / f"robo/{part}/labels/{i}.txt", files.yolo_rows())
+    text = "train: ../train/images\nval: ../valid/images\nnc: 3\nnames: ['a', 'b', 'c']\nroboflow:\n  license: MIT\n"
+    files.put(tmp_path / "robo/data.yaml", text)
+    found = detection.load(tmp_path / "robo")
+    assert len(found.train) == len(found.val) == 2 and len(found.train.objects(0)) == 3
+
+    files.yolo(tmp_path / "lists")
+    files.put(tmp_path / "lists/train.txt", "./images/train/pic 0.png\nimages\\train\\pic 1.png\n../../x.png\n")
+    files.put(tmp_path / "lists/data.yaml", "train: train.txt\nval: images/val\nnames: {0: a, 1: b, 2: c}\n")
+    found = detection.load(tmp_path / "lists", max_bad=0.5)
+    assert len(found.train) == 2 and [one.reason for one in found.skipped] == ["unsafe_path"]
+
+    for part in ("train", "valid"):
+        rows = [files.annotation(1, 7, 0, files.BOXES[0][1:])]
+        tree = files.coco_tree([f"{part}.png"], rows)
+        files.put(tmp_path / f"beside/{part}/_annotations.coco.json", json.dumps(tree))
+        files.put(tmp_path / f"beside/{part}/{part}.png", files.picture(len(part)))
+        files.put(tmp_path / f"xml/{part}/{part}.png", files.picture(len(part)))
+        files.put(tmp_path / f"xml/{part}/{part}.xml", files.voc_page(f"{part}.png"))
+    for kind in ("beside", "xml"):
+        found = detection.load(tmp_path / kind)
+        assert len(found.train) == len(found.val) == 1 and len(found.val.objects(0)) >= 1, kind

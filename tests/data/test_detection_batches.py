@@ -174,3 +174,8 @@ def test_digits_det_needs_no_file_and_its_parts_are_apart():
     assert np.array_equal(again.train.picture(5), data.train.picture(5)) and again.fingerprint == data.fingerprint
     batch = next(iter(batches(data.train, size=96, augment=DetectionAugment.of({"preset": "custom"}))))
     assert batch["image"].shape == (4, 3, 96, 96)
+
+
+def test_sizes_need_not_be_square():
+    batch = next(batches(size=(64, 128)).epoch(0))
+    assert batch["image"].shape == (4, 3, 64, 128) and (batch["targets"][:, 2:] <= 1).all() and len(batch["targets"])
