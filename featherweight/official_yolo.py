@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -28,6 +28,7 @@ from .doors.modules import Module
 from .doors.stored import Stored
 from .errors import InputError, OptionError, shown
 from .models import yolov7_forms, yolov7_graph, yolov7_text, zoo
+from .models.table import DETECTOR
 from .models.yolov7 import CUSTOM, YOLOv7, shapes
 from .models.yolov7_graph import Graph
 from .official_yolo_rows import graph_of
@@ -187,7 +188,7 @@ def create(found: Detector, variant: str, *, tell: Tell, **config: Any) -> nn.Mo
     differs = {key: value for key, value in config.items() if key != "variant" and held.get(key) != value}
     new = yolov7_forms.changed(model, tell=lambda text: tell(f"{shown(found.path)}: {text}"), **differs).eval()
     names = found.names if new.head.num_classes == held.get("num_classes") else ()
-    artifact.remember(new, classes=names)
+    artifact.remember(new, classes=names, preprocess=replace(DETECTOR, size=new.config.image_size))
     return new
 
 

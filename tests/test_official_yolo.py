@@ -131,7 +131,9 @@ def test_convert_writes_a_folder(tmp_path: Path) -> None:
     found = convert(path, tmp_path / "out", fused=True)
     assert found["classes"] == ["cell", "plate", "white"] and found["model"].startswith("custom (training form")
     again = artifact.load(tmp_path / "out")
-    assert artifact.record_of(again).task == "object-detection"  # type: ignore[union-attr]
+    record = artifact.record_of(again)
+    assert record is not None and record.task == "object-detection" and record.preprocess.resize == "letterbox"
+    assert record.preprocess.size == again.config.image_size and record.note["converted_from"]["file"] == "x.pt"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.json", "model.safetensors"}
     for one, other in zip(maps(model), maps(again), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)

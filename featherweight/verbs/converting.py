@@ -48,7 +48,7 @@ def convert(
     model = fuse(model) if fused else model
     record = artifact.record_of(model)
     names = record.classes if record else ()
-    preprocess = zoo.preprocess_of(arch, model)
+    preprocess = (record.preprocess if record else None) or zoo.preprocess_of(arch, model)
     origin = {"file": path.name, "sha256": _digest(path)}
     artifact.save(model, target, classes=names, preprocess=preprocess, note={"converted_from": origin})
     return {

@@ -54,7 +54,10 @@ PARAMETERS = {  # with 80 classes, as counted with the authors' code
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", list(PARAMETERS))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in ("yolov7x", "yolov7_e6", "yolov7_d6") else n for n in PARAMETERS],
+)
 def test_sizes_of_the_larger_variants(name: str) -> None:
     for form, count in zip(("deploy", "training"), PARAMETERS[name], strict=True):
         with torch.device("meta"):
