@@ -11,9 +11,7 @@ What a batch for a detector is (made by `data.detection_batches`, read by the de
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -191,8 +189,3 @@ def _notes(done: Mapping[str, Settled], classes: tuple[str, ...]) -> list[str]:
             some = ", ".join(shown(label, limit=40) for label in lacking[:5]) + (", ..." if len(lacking) > 5 else "")
             notes.append(f"{name} has no object of {len(lacking)} of {len(classes)} classes: {some}")
     return notes
-
-
-def digest_of(value: object) -> str:
-    """sha256 of plain data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii")).hexdigest()

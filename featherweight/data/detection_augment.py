@@ -17,7 +17,7 @@ import numpy as np
 
 from featherweight.data import mosaic as mosaics
 from featherweight.data.color import hsv_changed
-from featherweight.data.warp import Move, Scene, warped, worth
+from featherweight.data.warp import Move, Scene, warped
 from featherweight.errors import OptionError, closest
 from featherweight.runtime.letterbox import Letterbox, put
 
@@ -170,8 +170,3 @@ def boxed(scene: Scene, size: tuple[int, int]) -> Scene:
     shape = scene.picture.shape[:2]
     placement = box.place(*shape)
     return scene.moved(placement.gain, placement.pad, put(scene.picture, box.inner(*shape), placement))
-
-
-def cleaned(scene: Scene) -> Scene:
-    """Without boxes of no area, which an unaugmented scene may have after it was made small."""
-    return scene.take(worth(scene.boxes, scene.boxes, least=0.0)) if len(scene.boxes) else scene

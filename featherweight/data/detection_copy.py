@@ -7,7 +7,6 @@ outline of several rings: the first are left out, the second become boxes.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -125,8 +124,3 @@ def results(detections: Any, scenes: Scenes, category_ids: tuple[int, ...]) -> l
             row = {"image_id": int(scenes.ids[i]), "category_id": category_ids[int(label)]}
             found.append({**row, "bbox": box, "score": round(score, 5)})
     return found
-
-
-def results_text(detections: Any, scenes: Scenes, category_ids: tuple[int, ...]) -> str:
-    """The same as the text of a file."""
-    return json.dumps(results(detections, scenes, category_ids), allow_nan=False)
