@@ -198,9 +198,13 @@ class DetectionBatches:
         net = self.net_of(together) if self.rectangular else self.size
         samples = [self.sample(epoch, i, net) for i in mine]
         targets = [targets_of(scene, k) for k, (scene, _) in enumerate(samples)]
-        pictures = torch.from_numpy(np.stack([scene.picture for scene, _ in samples])).permute(0, 3, 1, 2)
+        stacked = np.empty((len(mine), 3, *net), np.uint8)
+        for k, (scene, _) in enumerate(samples):
+            for c in range(3):
+                stacked[k, c] = scene.picture[..., c]
+        pictures = torch.from_numpy(stacked)
         batch = {
-            "image": pictures.contiguous() if self.as_uint8 else pictures.float().div_(255).contiguous(),
+            "image": pictures if self.as_uint8 else pictures.float().div_(255),
             "targets": torch.from_numpy(np.concatenate(targets)),
             "size": torch.from_numpy(self.scenes.sizes[mine].copy()),
             "shape": torch.tensor([placement.row() for _, placement in samples], dtype=torch.float32),

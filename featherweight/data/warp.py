@@ -189,7 +189,10 @@ def warped_picture(picture: Picture, matrix: Matrix, out: tuple[int, int], *, co
     source = torch.from_numpy(part).permute(2, 0, 1)[None].float().sub_(color)
     found = F.grid_sample(source, places[None], mode="bilinear", padding_mode="zeros", align_corners=True)
     found = found[0].add_(color).round_().clamp_(0, 255).to(torch.uint8)
-    return found.permute(1, 2, 0).contiguous().numpy()
+    result: Picture = np.empty((*out, 3), np.uint8)
+    for c in range(3):  # several times faster than to permute and make contiguous
+        result[..., c] = found[c].numpy()
+    return result
 
 
 def _looked_at(back: Matrix, size: tuple[int, int], out: tuple[int, int]) -> tuple[int, int, int, int]:
