@@ -7,6 +7,7 @@ a file that changed is verified again and a cache copied with other data is neve
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,12 +20,13 @@ from numpy.typing import NDArray
 from featherweight.data.objects import Finding, Findings, Table
 from featherweight.data.parts import Names
 from featherweight.data.scenes import Part, Pictures, Settled
-from featherweight.doors import checkpoint
+from featherweight.doors import checkpoint, door
 from featherweight.doors import json as strict_json
 from featherweight.doors.stored import Stored
 from featherweight.errors import InputError
 
 VERSION = 1
+FORMAT = f"detection cache {VERSION}"
 
 
 def settled(
@@ -41,10 +43,8 @@ def settled(
     folder = Path(cache)
     path = folder / f"{key(part, classes, findings)}.safetensors"
     if path.exists():
-        try:
+        with contextlib.suppress(InputError), door(path, "corrupt"):  # if damaged or of another version: made again
             return _read(path, part, findings)
-        except InputError:
-            pass  # damaged or of another version: made again below
     mine = Findings(findings.on_bad, tainted=set(findings.tainted))
     found = settle(part, classes, mine)
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,11 +91,14 @@ def _write(path: Path, found: Settled, findings: Findings) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError:
         return  # a name that no text can hold: not remembered
-    checkpoint.write(path, {name: Stored.of(np.asarray(array)) for name, array in arrays.items()}, {"note": text})
+    tensors = {name: Stored.of(np.asarray(array)) for name, array in arrays.items()}
+    checkpoint.write(path, tensors, {"note": text, "format": FORMAT})
 
 
 def _read(path: Path, part: Part, findings: Findings) -> Settled:
     tensors, metadata = checkpoint.read_sealed(path)
+    if metadata.get("format") != FORMAT:
+        raise InputError(path, "version", f"is not what this version remembers ({FORMAT})")
     note = strict_json.parse(metadata["note"], path)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     table = Table({name: arrays[name] for name in Table.FIELDS})

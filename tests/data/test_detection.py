@@ -218,6 +218,10 @@ def test_the_cache_gives_the_same_and_notices_a_change(tmp_path):
     assert [one.suffix for one in entries] == [".safetensors"] * 2
     entries[0].write_bytes(entries[0].read_bytes()[:-1] + b"x")
     assert detection.load(root, cache=cache).fingerprint == plain.fingerprint
+    from featherweight.doors import checkpoint
+
+    checkpoint.write(entries[1], {}, {"other": "things"})
+    assert detection.load(root, cache=cache).fingerprint == plain.fingerprint
     files.put(root / "train2017/train 0 é.png", files.picture(999))
     changed = detection.load(root, cache=cache)
     assert changed.fingerprint == detection.load(root).fingerprint != plain.fingerprint
