@@ -188,7 +188,8 @@ def create(found: Detector, variant: str, *, tell: Tell, **config: Any) -> nn.Mo
     differs = {key: value for key, value in config.items() if key != "variant" and held.get(key) != value}
     new = yolov7_forms.changed(model, tell=lambda text: tell(f"{shown(found.path)}: {text}"), **differs).eval()
     names = found.names if new.head.num_classes == held.get("num_classes") else ()
-    artifact.remember(new, classes=names, preprocess=replace(DETECTOR, size=new.config.image_size))
+    height, width = new.config.image_size
+    artifact.remember(new, classes=names, preprocess=replace(DETECTOR, size=(height, width)))
     return new
 
 

@@ -153,15 +153,17 @@ def module(source: Source, *, untrained: bool = False, **config: Any) -> nn.Modu
 def _loaded(source: Source) -> nn.Module:
     import torch
 
-    from featherweight import artifact, official
+    from featherweight import artifact, official, official_yolo
 
     path = source.path
     if path is None or path.is_dir() or (path.suffix == ".safetensors" and source.arch is None):
         return artifact.load(path or "")
+    file = official.read(path)
+    if source.arch is None and file.detector is not None:  # YOLOv7's own files say what they are
+        return official_yolo.create(file.detector, file.detector.config["variant"], tell=official.note)
     if source.arch is None:
         text = f"is missing: {shown(path)} holds weights only; say whose, for instance --arch deit_tiny"
         raise OptionError("arch", text)
-    file = official.read(path)
     with torch.device("meta"):
         theirs = official.classes_of(file, official.create(source.arch))
     classes: dict[str, Any] = {} if theirs is None else {"num_classes": theirs}

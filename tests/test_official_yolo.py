@@ -14,8 +14,8 @@ import yolo_files
 from torch import Tensor, nn
 
 import featherweight
-from featherweight import artifact, official
-from featherweight.errors import InputError
+from featherweight import artifact, official, sources
+from featherweight.errors import InputError, OptionError
 from featherweight.models import zoo
 from featherweight.models.yolov7 import YOLOv7
 from featherweight.verbs.converting import convert
@@ -137,6 +137,14 @@ def test_convert_writes_a_folder(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.json", "model.safetensors"}
     for one, other in zip(maps(model), maps(again), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_a_file_is_a_model_wherever_one_is_named(tmp_path: Path) -> None:
+    path = yolo_files.write(tmp_path / "x.pt", detector("training"))
+    assert same(sources.module(sources.find(path)), detector("training"))
+    torch.save({"model": detector().state_dict()}, path)
+    with pytest.raises(OptionError, match=r"arch: is missing: .* holds weights only"):
+        sources.module(sources.find(path))
 
 
 def unknown(live: nn.Module, kinds: Any) -> None:
