@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featherweight.errors import OptionError
+from featherweight.errors import Diverged, OptionError
 from featherweight.tasks.detection import Detection, Maps, assign, boxes
 from featherweight.tasks.detection.candidates import Cells, candidates
 from featherweight.tasks.detection.decode import decode, scored
@@ -218,3 +218,50 @@ def test_focal_and_smoothing_change_what_they_should() -> None:
     focal = Detection(4, gains=Gains(focal_gamma=1.5)).loss(maps, batch)
     assert smooth["cls"] != plain["cls"] and smooth["box"] == plain["box"]
     assert focal["obj"] < plain["obj"] and focal["cls"] < plain["cls"] and focal["box"] == plain["box"]
+
+
+class Knowing(nn.Module):
+    """A detector that has been told what it will see: the boxes of `targets`, as raw maps."""
+
+    def __init__(self, targets: Tensor, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.targets, self.size = targets, size
+        self.head = nn.Module()
+        self.head.register_buffer("anchors", ANCHORS)
+        self.head.strides, self.head.num_classes = STRIDES, 4  # type: ignore[assignment]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps = [torch.full((len(images), 3, self.size[0] // s, self.size[1] // s, 9), -12.0) for s in STRIDES]
+        side = torch.tensor([self.size[1], self.size[0]])
+        for image, label, *box in self.targets.tolist():
+            middle, sides = torch.tensor(box[:2]) * side, torch.tensor(box[2:]) * side
+            shares = torch.stack([sides / (own * stride) for own, stride in zip(ANCHORS, STRIDES, strict=True)])
+            worst = torch.maximum(shares, 1 / shares).amax(-1)
+            level, anchor = divmod(int(worst.argmin()), 3)
+            cell = (middle / STRIDES[level]).floor()
+            local = torch.cat(((middle / STRIDES[level] - cell + 0.5) / 2, shares[level, anchor].sqrt() / 2))
+            raw = torch.cat((torch.logit(local), torch.tensor([12.0]), torch.full((4,), -12.0)))
+            raw[5 + int(label)] = 12.0
+            maps[level][int(image), anchor, int(cell[1]), int(cell[0])] = raw
+        return tuple(maps)
+
+
+def test_a_detector_that_knows_has_an_average_precision_of_one() -> None:
+    targets = targets_of((3, 1, 2), seed=4)
+    targets[:, 2:4] = 0.3 + 0.4 * targets[:, 2:4]
+    batch = {"image": torch.zeros(3, 3, 64, 96), "targets": targets, "index": torch.arange(3)}
+    place = {"size": torch.tensor([[100, 200]] * 3), "shape": torch.tensor([[0.45, 0.45, 3.0, 9.5, 64.0, 96.0]] * 3)}
+    model, task = Knowing(targets, (64, 96)), Detection(["a", "b", "c", "d"])
+    for one in (batch, {**batch, **place}, {**batch, "image": torch.zeros(3, 3, 64, 96, dtype=torch.uint8)}):
+        found = task.evaluate(model, [one])
+        assert found["AP"] == found["AP50"] == pytest.approx(1.0) and next(iter(found)) == "AP"
+    boxes_found, truth = task.predictions(model, [{**batch, **place}])
+    assert boxes_found[0][:, 2].max() <= 200 and len(truth[0]) == 3
+    answer = task.decode(task.forward(model, batch))
+    assert [len(rows) for rows in answer] == [3, 1, 2] and answer[1][0]["label"] in task.classes
+    wrong = task.evaluate(Knowing(targets.flip(0), (64, 96)), [{**batch, "targets": torch.cat((targets, targets[:1]))}])
+    assert wrong["AP"] < 1
+    broken = tuple(raw * float("nan") for raw in model(batch["image"]))
+    model.forward = lambda images: broken  # type: ignore[method-assign]
+    with pytest.raises(Diverged, match="not finite"):
+        task.evaluate(model, [batch])

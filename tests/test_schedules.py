@@ -167,3 +167,9 @@ def test_options_are_checked(wrong: dict[str, Any]) -> None:
         Ramp(1.0)
     with pytest.raises(OptionError, match="reduction"):
         trained(2, 2, 1, reduction="median")
+
+
+def test_validation_is_due_after_so_many_epochs_and_at_the_end() -> None:
+    rows: list[dict[str, Any]] = []
+    trained(2, 1, 1, epochs=5, validate=lambda model: {"top1": 0.5}, validate_every=2, log=rows.append)
+    assert [row["epoch"] for row in rows if "validation" in row] == [1, 3, 4]
