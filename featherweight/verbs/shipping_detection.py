@@ -58,10 +58,10 @@ def files(
     from featherweight.methods.fuse import fuse
     from featherweight.surgery import edits_of
 
-    scenes = _scenes(data)
-    seen = _inputs(_pictures(None if scenes is None else scenes.val, images), preprocess)
+    scenes = scenes_of(data)
+    seen = _inputs(pictures_of(None if scenes is None else scenes.val, images), preprocess)
     if quantize and scenes is not None:
-        calibration = _inputs(_pictures(scenes.train, CALIBRATION_IMAGES), preprocess)
+        calibration = _inputs(pictures_of(scenes.train, CALIBRATION_IMAGES), preprocess)
         model = quantized(fuse(model, seen[:1]), calibration)
     folder.mkdir(parents=True, exist_ok=True)
     kinds = [{"kind": kind} for kind in dict.fromkeys(edit.kind for edit in edits_of(model))]
@@ -96,7 +96,8 @@ def head_paths(model: nn.Module) -> tuple[str, ...]:
     return tuple(path for path, module in model.named_modules() if module is head)
 
 
-def _scenes(data: Any) -> Any:
+def scenes_of(data: Any) -> Any:
+    """A detection set, from its name or path where it is not one already; None stays None."""
     if data is None:
         return None
     from featherweight.data import detection
@@ -104,7 +105,7 @@ def _scenes(data: Any) -> Any:
     return detection.load(os.fspath(data)) if isinstance(data, (str, os.PathLike)) else data
 
 
-def _pictures(scenes: Scenes | None, limit: int) -> Iterator[NDArray[np.uint8]]:
+def pictures_of(scenes: Scenes | None, limit: int) -> Iterator[NDArray[np.uint8]]:
     """Evenly spaced pictures of a part; without one, photographs that another library brings, or noise."""
     if scenes is not None:
         count = min(limit, len(scenes))
