@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from featherweight import sources
-from featherweight.errors import OptionError, closest, shown
+from featherweight.errors import InputError, OptionError, closest, shown
 
 DISTILL = {  # what is said -> the options of the recipe's step `distill`
     "hard": {"how": "logits", "distance": "hard"},
@@ -86,13 +87,30 @@ def model_spec(
     elif found.path is not None and arch is not None:
         spec |= {"name": arch, "weights": str(found.path)}
     elif found.path is not None:
-        text = f"is missing: {shown(found.path)} holds weights; say whose, or name the model's folder"
-        raise OptionError("--arch", text)
+        spec |= {"name": _told(found.path), "weights": str(found.path)}
     if weights is not None:
         if "weights" in spec or found.path is not None:
             raise OptionError("--weights", f"the weights are those of {shown(os.fspath(model))} already")
         spec["weights"] = weights
     return {**spec, **({"reset_head": True} if reset_head else {})}
+
+
+def _told(path: Path) -> str:
+    """The name of the model whose weights a file holds, which only a detector's own file tells."""
+    from featherweight import official
+    from featherweight.models import zoo
+
+    try:
+        detector = official.read(path).detector
+    except InputError:
+        detector = None
+    if detector is None:
+        text = f"is missing: {shown(path)} holds weights; say whose, or name the model's folder"
+        raise OptionError("--arch", text)
+    if zoo.find(variant := str(detector.config["variant"])) is None:
+        text = f"{shown(path)} holds {detector.says}: featherweight convert makes a folder of it, to train from"
+        raise OptionError("model", text)
+    return variant
 
 
 def _detects(task: str | None, name: str) -> bool:
