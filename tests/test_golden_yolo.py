@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import tarfile
 from pathlib import Path
@@ -84,8 +85,9 @@ def test_checkpoints_beside_the_file_are_compared(tmp_path: Path) -> None:
         raw = model(fill.image("x", (1, 3, 64, 64)))
     decoded = golden_yolo_models.decode(raw, model.head.anchors, model.head.strides)
     kept = torch.from_numpy(golden_yolo_models.Nms(0.001, 0.65)(decoded[0].double().numpy()))
+    digest = hashlib.sha256((tmp_path / "pts" / "x.pt").read_bytes()).hexdigest()
     held = {
-        "sha256_file": "", "tensors": len(state), "numbers": sum(t.numel() for t in state.values()), "bn_eps": 1e-3,
+        "sha256_file": digest, "tensors": len(state), "numbers": sum(t.numel() for t in state.values()), "bn_eps": 1e-3,
         "params": sum(p.numel() for p in model.parameters()), "names_first": [f"kind {n}" for n in range(4)],
         "image": "x", "shape": [1, 3, 64, 64], "raw": [fill.digest(m) for m in raw],
         "decoded": fill.digest(decoded), "decoded_fused": fill.digest(decoded),
