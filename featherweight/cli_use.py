@@ -114,10 +114,12 @@ def export(
         str | None, Parameter(help="of a detector's answers: decoded, raw, or end2end with suppression in the graph")
     ] = None,
     multi_label: Annotated[
-        bool | None, Parameter(help="end2end: several classes for one box, as COCO numbers are made")
+        bool | None, Parameter(negative="--no-multi-label", help="end2end: several classes for one box; the default")
     ] = None,
     max_detections: Annotated[int | None, Parameter(name=("--max-detections", "--max-det"), help="end2end")] = None,
-    dynamic: Annotated[bool | None, Parameter(help="of a detector: sizes may vary")] = None,
+    dynamic: Annotated[
+        bool | None, Parameter(negative="--no-dynamic", help="of a detector: sizes may vary; the default")
+    ] = None,
     imgsz: Annotated[int | None, Parameter(name=("--imgsz", "--img-size"), help="side of a detector's input")] = None,
     no_verify: Annotated[bool, Parameter(help="keep the files even if they answer differently")] = False,
     out: Annotated[str | None, Parameter(help="the folder; export/ of a run, else a new run folder")] = None,
