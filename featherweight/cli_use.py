@@ -156,7 +156,8 @@ def _parity(folder: Path, row: dict[str, Any], what: str) -> str:
     ratio = "equal" if row["sqnr_db"] is None else f"{row['sqnr_db']:.0f} dB"
     parity = f"{100 * row['agreement']:.1f} % same answers, {ratio}, max |Δ| {row['max_abs']:.1e}"
     size = f"{row['size_bytes'] / 1e6:.2f} MB"
-    return f"✓ {shown(folder / row['file'])}  {size}  {row['dtype']}  {parity} on {row['images']} {what}"
+    lost = f"  AP {100 * row['AP']:.1f} %, in float {100 * row['AP_float']:.1f} %" if "AP" in row else ""
+    return f"✓ {shown(folder / row['file'])}  {size}  {row['dtype']}  {parity} on {row['images']} {what}{lost}"
 
 
 VERBS = (val, export, bench)

@@ -60,10 +60,10 @@ def export(
         raise OptionError("preprocess", f"{shown(source.name)} does not say how its pictures are prepared")
     classes = record.classes if record else ()
     if is_detector(built):
+        shipping_detection.check_options(detection)
         told = _of_size(told, built, detection.pop("image_size", None))
         known = {"classes": classes, "preprocess": told, "quantize": quantize is not None, "half": half, "names": NAMES}
-        limits = {} if verify else UNCHECKED
-        asked = {**known, "data": data, "images": images, "limits": limits, **detection}
+        asked = {**known, "data": data, "images": images, "limits": {} if verify else UNCHECKED, **detection}
         found = shipping_detection.files(built, Path(folder), formats, **asked)
     else:
         for name, value in detection.items():
@@ -71,9 +71,9 @@ def export(
         batches, calibration = _batches(data, told, images, seed)
         if quantize is not None:
             built = _quantized(built, calibration)
-        found = _files(built, Path(folder), formats, batches, (classes, told), half=half, verify=verify)
-    more = {"of": "predictions"} if is_detector(built) else {}
-    rows = [{**_row(item), **more} for item in found if item.path.exists()]
+        files = _files(built, Path(folder), formats, batches, (classes, told), half=half, verify=verify)
+        found = [(one, {}) for one in files]
+    rows = [{**_row(one), **about} for one, about in found if one.path.exists()]
     publish(Path(folder) / "parity.json", (json.dumps(rows, indent=1) + "\n").encode())
     return rows
 

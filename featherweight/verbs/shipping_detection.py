@@ -17,21 +17,21 @@ from featherweight.runtime.preprocess import Preprocess
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from featherweight.data.scenes import Scenes
+    from featherweight.data.scenes import Scenery, Scenes
+    from featherweight.export.check import Exported
 
-FORMS = ("raw", "decoded", "end2end")
+OPTIONS = ("form", "multi_label", "max_detections", "dynamic", "image_size")
 CALIBRATION_IMAGES = 128
 AT_ONCE = 8
 
 
-def check_options(form: str, max_detections: int, image_size: int | None) -> None:
+def check_options(given: Mapping[str, Any]) -> None:
     """OptionError for what no detector can be exported with."""
-    if form not in FORMS:
-        raise OptionError("form", f"no {form!r}; {closest(form, FORMS)}Known: {', '.join(FORMS)}")
-    if max_detections < 1:
-        raise OptionError("max_detections", f"must be 1 or more, not {max_detections!r}")
-    if image_size is not None and image_size < 32:
-        raise OptionError("imgsz", f"must be 32 or more, not {image_size!r}")
+    for name in given:
+        if name not in OPTIONS:
+            raise OptionError(name, f"no such option here; {closest(name, OPTIONS)}Known: {', '.join(OPTIONS)}")
+    if (side := given.get("image_size")) is not None and side < 32:
+        raise OptionError("imgsz", f"must be 32 or more, not {side!r}")
 
 
 def files(
@@ -45,36 +45,63 @@ def files(
     quantize: bool = False,
     images: int = 64,
     half: bool = False,
-    form: str = "decoded",
-    multi_label: bool = True,
-    max_detections: int = 300,
     dynamic: bool = True,
     limits: Mapping[str, Any],
     names: Mapping[str, str],
-) -> list[Any]:
-    """Write the files, each after its check on pictures of the data, or on those that come with scikit-learn."""
-    from featherweight.export import detector, openvino
-    from featherweight.export.check import describe
-    from featherweight.methods.fuse import fuse
-    from featherweight.surgery import edits_of
+    form: str = "decoded",
+    **suppression: Any,
+) -> list[tuple[Exported, dict[str, Any]]]:
+    """Write the files, each after its check on pictures of the data, or on those that come with scikit-learn.
 
-    scenes = scenes_of(data)
+    Beside each what else is known of it: what its numbers are of, and in 8 bits the AP it has and had before.
+    """
+    from featherweight.export import detector, openvino
+    from featherweight.methods.fuse import fuse
+
+    asked, scenes, made = detector.Form(form, **suppression), scenes_of(data), model
     seen = _inputs(pictures_of(None if scenes is None else scenes.val, images), preprocess)
     if quantize and scenes is not None:
         calibration = _inputs(pictures_of(scenes.train, CALIBRATION_IMAGES), preprocess)
-        model = quantized(fuse(model, seen[:1]), calibration)
+        made = quantized(fuse(model, seen[:1]), calibration)
     folder.mkdir(parents=True, exist_ok=True)
-    kinds = [{"kind": kind} for kind in dict.fromkeys(edit.kind for edit in edits_of(model))]
-    about = describe(task="object-detection", classes=classes, preprocess=preprocess, compression=kinds)
-    asked = detector.Form(form, multi_label=multi_label, max_detections=max_detections)
+    about = _described(made, classes, preprocess)
     target = folder / names["onnx"]
-    found = [detector.export(model, target, seen, form=asked, dynamic=dynamic, metadata=about, **limits)]
+    found = [detector.export(made, target, seen, form=asked, dynamic=dynamic, metadata=about, **limits)]
     if "openvino" in formats:
         xml = folder / names["openvino"]
-        found.append(openvino.export_detector(target, xml, model=model, images=seen, form=asked, half=half, **limits))
+        found.append(openvino.export_detector(target, xml, model=made, images=seen, form=asked, half=half, **limits))
+    lost = (
+        {} if made is model or form == "raw" else _average_precision(model, found, scenes, preprocess, classes, images)
+    )
     if "onnx" not in formats:
         target.unlink()
-    return found
+    return [(one, {"of": "predictions", **lost.get(one.path, {})}) for one in found]
+
+
+def _described(model: nn.Module, classes: Sequence[str], preprocess: Preprocess) -> dict[str, str]:
+    from featherweight.export.check import describe
+    from featherweight.surgery import edits_of
+
+    kinds = [{"kind": kind} for kind in dict.fromkeys(edit.kind for edit in edits_of(model))]
+    return describe(task="object-detection", classes=classes, preprocess=preprocess, compression=kinds)
+
+
+def _average_precision(
+    model: nn.Module,
+    files: Sequence[Exported],
+    scenes: Scenery,
+    preprocess: Preprocess,
+    classes: Sequence[str],
+    images: int,
+) -> dict[Path, dict[str, float]]:
+    """AP of each file and of the model before 8 bits, on the same validation pictures."""
+    from featherweight.runners import open_runner
+    from featherweight.verbs.accuracy_detection import val
+
+    asked: dict[str, Any] = {"part": "val", "limit": images, "batch_size": AT_ONCE}
+    runner = open_runner(model, classes=classes, preprocess=preprocess)
+    before = val(runner, scenes, **asked)["AP"]
+    return {one.path: {"AP": val(open_runner(one.path), scenes, **asked)["AP"], "AP_float": before} for one in files}
 
 
 def quantized(model: nn.Module, images: Tensor, *, skip: Sequence[str] | None = None) -> nn.Module:
