@@ -17,7 +17,8 @@ from .recipe import ModelSpec, Step
 from .work import Work
 
 WITHOUT_EFFECT = ("workers", "timeout")  # of `train`: the same pictures and weights whatever they are
-OF_ALL = ("task", "model", "teacher", "data", "seed", "train", "detection", "budget")  # fields of a recipe every step depends on
+# fields of a recipe that every step depends on
+OF_ALL = ("task", "model", "teacher", "data", "seed", "train", "detection", "budget")
 
 
 def key_of(work: Work, step: Step) -> str:

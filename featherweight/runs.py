@@ -40,7 +40,8 @@ from .vetting import name_problem
 from .work import Tell, Work
 
 GIVEN = "the given model"
-ALONE = ("export", "measure", "report", "landscape", "evaluate")  # steps of the leading process, for which the others do not wait
+# steps of the leading process, for which the others do not wait
+ALONE = ("export", "measure", "report", "landscape", "evaluate")
 
 
 def run(
