@@ -161,6 +161,8 @@ def _facts(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         inputs = " x ".join(map(str, found["resolution"]))
         macs = f"{millions(found['macs'])} M multiply-adds at {inputs}"
         yield "size", f"{found['params'] / 1e6:.2f} M parameters, {macs}"
+    if fused := found.get("fused"):
+        yield "fused", f"{fused['params'] / 1e6:.2f} M parameters, {millions(fused['macs'])} M multiply-adds"
     if found["size_bytes"]:
         yield "file", size(found["size_bytes"])
     if found.get("edits"):

@@ -97,6 +97,12 @@ def test_eight_bits_leave_the_head_in_float() -> None:
     assert sum(isinstance(m, QuantConv2d) for m in everything.modules()) == 5
 
 
+def test_what_is_merged_is_counted_too() -> None:
+    found = verbs.info("yolov7_tiny")
+    assert (found["params"], found["fused"]["params"]) == (6_227_101, 6_219_709)
+    assert found["resolution"] == [640, 640] and found["fused"]["macs"] <= found["macs"]
+
+
 @pytest.mark.slow
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from featherweight import cli

@@ -6,10 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featherweight import measure, sources
 from featherweight.runtime.metadata import names_in
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def info(model: Any, *, arch: str | None = None, backend: str = "auto") -> dict[str, Any]:
@@ -38,6 +41,7 @@ def _module_info(source: sources.Source) -> dict[str, Any]:
         "trained": source.path is not None or record is not None,
         "params": measure.parameters(model),
         "macs": sum(layer["macs"] for layer in layers),
+        "fused": _fused(model, example),
         "resolution": list(size),
         "size_bytes": measure.size(source.path) if source.path else None,
         "classes": list(record.classes) if record else [],
@@ -45,6 +49,16 @@ def _module_info(source: sources.Source) -> dict[str, Any]:
         "preprocess": told.to_dict() if told else None,
         "layers": layers,
     }
+
+
+def _fused(model: nn.Module, example: Tensor) -> dict[str, int] | None:
+    """Parameters and MACs after `methods.fuse`, which papers often quote; None where nothing can be merged."""
+    from featherweight.methods.fuse import fuse, plan
+
+    if not plan(model):
+        return None
+    merged = fuse(model, verify=False)
+    return {"params": measure.parameters(merged), "macs": sum(layer.macs for layer in measure.layers(merged, example))}
 
 
 def _file_info(source: sources.Source) -> dict[str, Any]:
