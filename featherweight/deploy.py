@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from . import measure
+from . import deploy_detection, measure
+from .detecting import TASK
 from .errors import OptionError
 from .export import onnx, openvino
 from .export.check import Exported, describe
@@ -37,8 +38,10 @@ def exported(work: Work, stage: Stage) -> Path:
     return path
 
 
-def write(work: Work, stage: Stage, path: Path, images: int) -> Exported:
+def write(work: Work, stage: Stage, path: Path, images: int, *, form: str = "decoded") -> Exported:
     """Export a stage's model; it must answer as the model does on so many validation images, else CheckFailed."""
+    if work.recipe.task == TASK:
+        return deploy_detection.write(work, stage, path, images, form=form)
     work = work.at(stage)
     batches = list(work.batches("val", limit=images, size=EVALUATED_AT_ONCE).epoch(0))
     about = describe(
@@ -54,8 +57,10 @@ def write(work: Work, stage: Stage, path: Path, images: int) -> Exported:
     return onnx.export(stage.model, example, path, **known)
 
 
-def export_model(work: Work, *, formats: Sequence[str], images: int) -> Work:
+def export_model(work: Work, *, formats: Sequence[str], images: int, form: str = "decoded") -> Work:
     """The last model's files in `export/`; `parity.json` says how they answer validation images beside the model."""
+    if work.recipe.task != TASK and form != "decoded":
+        raise OptionError("export.form", "is for detectors")
     if not work.stages:
         raise OptionError("export", "there is no model yet: put a step `baseline`, `load` or `train` before it")
     stage = [stage for stage in work.stages if stage.kept][-1]
@@ -63,19 +68,11 @@ def export_model(work: Work, *, formats: Sequence[str], images: int) -> Work:
     target.mkdir(exist_ok=True)
 
     def make() -> list[dict[str, Any]]:
-        found = [write(work, stage, target / "model.onnx", images)]
-        publish(stage.place / "model.onnx", (target / "model.onnx").read_bytes())  # checked, need not be made again
+        found = [write(work, stage, target / "model.onnx", images, form=form)]
+        if form == "decoded":  # checked, need not be made again
+            publish(stage.place / "model.onnx", (target / "model.onnx").read_bytes())
         if "openvino" in formats:
-            batches = work.at(stage).batches("val", limit=images, size=EVALUATED_AT_ONCE).epoch(0)
-            found.append(
-                openvino.export(
-                    target / "model.onnx",
-                    target / "openvino_model.xml",
-                    model=stage.model,
-                    task=work.task,
-                    batches=batches,
-                )
-            )
+            found.append(_openvino(work, stage, target, images, form))
         return [_about(item) for item in found if item.path.suffix != ".onnx" or "onnx" in formats]
 
     rows = work.once_data("exports", make)
@@ -83,6 +80,14 @@ def export_model(work: Work, *, formats: Sequence[str], images: int) -> Work:
     for row in rows:
         work.tell({"event": "export", **row})
     return dataclasses.replace(work, results={**work.results, "exports": rows})
+
+
+def _openvino(work: Work, stage: Stage, target: Path, images: int, form: str) -> Exported:
+    files = target / "model.onnx", target / "openvino_model.xml"
+    if work.recipe.task == TASK:
+        return deploy_detection.write_openvino(work, stage, *files, images, form=form)
+    batches = work.at(stage).batches("val", limit=images, size=EVALUATED_AT_ONCE).epoch(0)
+    return openvino.export(*files, model=stage.model, task=work.task, batches=batches)
 
 
 def _about(item: Exported) -> dict[str, Any]:

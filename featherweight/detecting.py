@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from .work import Work
 
 TASK = "object-detection"
-STEPS = ("teacher", "baseline", "load", "train", "distill_detection", "aux_heads", "fuse", "evaluate")
+STEPS = (
+    "teacher", "baseline", "load", "train", "distill_detection", "aux_heads", "fuse", "quantize", "evaluate", "export",
+)  # fmt: skip
 Gain = Annotated[float, Within(0.0, 1e6)]
 
 

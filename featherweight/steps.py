@@ -17,6 +17,7 @@ from torch import nn
 from . import artifact
 from .beginning import check_teacher, start
 from .binding import Filled, Ratio, Within
+from .detecting import TASK
 from .errors import OptionError
 from .fitting import trained
 from .methods import prune as pruning
@@ -31,6 +32,7 @@ from .steps_finetune import landscape, resolution
 from .steps_labels import token_labelling
 from .steps_recursion import depth, grouping, mixed_depth, recursion
 from .steps_tokens import merge, tokens
+from .tasks.detection.answers import Answers, head_paths
 from .work import Work, current, finished_stage
 
 
@@ -129,13 +131,18 @@ def quantize(
     calibration_images: Count = 128,
     skip: Sequence[str] = (),
 ) -> Work:
-    """Weights and activations in 8 bits, calibrated on training images, which the validation part never is."""
+    """Weights and activations in 8 bits, calibrated on training images, which the validation part never is.
+
+    Of a detector the head stays in float unless `skip` says otherwise.
+    """
     before = current(work)
 
     def make() -> nn.Module:
         seen = work.batches("train", limit=calibration_images, augment=False)
         options: dict[str, Any] = {"bits": bits, "observer": observer, "calibration_images": calibration_images}
-        return to_int8(before, seen.epoch(0), work.task, skip=tuple(skip), **options)
+        detects = work.recipe.task == TASK
+        kept = tuple(skip) or (head_paths(before) if detects else ())
+        return to_int8(before, seen.epoch(0), Answers() if detects else work.task, skip=kept, **options)
 
     return finished_stage(work, "int8", work.once("model", make))
 
@@ -145,11 +152,15 @@ def export(
     *,
     formats: Annotated[Sequence[Literal["onnx", "openvino"]], Filled()] = ("onnx", "openvino"),
     images: Count = 128,
+    form: Literal["decoded", "raw", "end2end"] = "decoded",
 ) -> Work:
-    """The files a runtime loads, each checked against the model on real images; a failed check fails the run."""
+    """The files a runtime loads, each checked against the model on real images; a failed check fails the run.
+
+    form: of a detector's answers.
+    """
     from .deploy import export_model
 
-    return export_model(work, formats=tuple(formats), images=images)
+    return export_model(work, formats=tuple(formats), images=images, form=form)
 
 
 def measure(

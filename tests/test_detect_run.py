@@ -109,6 +109,24 @@ def test_a_run_trains_evaluates_and_is_found_again(tmp_path: Path) -> None:
     assert not torch.equal(trained["model.60.conv.weight"], fresh["model.60.conv.weight"])
 
 
+@pytest.mark.slow
+def test_a_run_ends_in_files_that_find(tmp_path: Path) -> None:
+    from featherweight import pipeline
+
+    steps = ["load", "fuse", {"quantize": {"calibration_images": 4}}, {"export": {"images": 2}}]
+    work = runs.run(plan_of(steps=steps, output=str(tmp_path)))
+    rows = json.loads((tmp_path / "run" / "export" / "parity.json").read_text())
+    assert [row["format"] for row in rows] == ["onnx", "openvino"] and {row["dtype"] for row in rows} == {"int8"}
+    head = work.model.head  # type: ignore[union-attr]
+    assert {type(conv).__name__ for conv in head.m} == {"Conv2d"}  # type: ignore[union-attr]
+    for file in ("model.onnx", "openvino_model.xml"):
+        pipe = pipeline(model=tmp_path / "run" / "export" / file)
+        assert pipe.task == "object-detection" and pipe.classes == work.data.classes
+        assert isinstance(pipe(work.data.val.picture(0)), list)
+    with pytest.raises(InputError, match=r"export\.form"):
+        plan_of(steps=["load", {"export": {"form": "decode"}}])
+
+
 def test_anchors_are_made_anew_where_they_do_not_fit(tmp_path: Path) -> None:
     data = {**SMALL, "n_train": 24}
     told: list[str] = []

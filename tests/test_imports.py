@@ -84,6 +84,7 @@ HOUSE = (
         "beginning",
         "judge",
         "deploy",
+        "deploy_detection",
         "story",
     ),
     (

@@ -110,17 +110,11 @@ def quantized(model: nn.Module, images: Tensor, *, skip: Sequence[str] | None = 
     The head's outputs are squared and multiplied by anchors of hundreds of pixels, which one step of 8 bits moves far.
     """
     from featherweight.methods.quantize import quantize
-    from featherweight.tasks.detection.answers import Answers
+    from featherweight.tasks.detection.answers import Answers, head_paths
 
     batches = [{"image": images[i : i + AT_ONCE]} for i in range(0, len(images), AT_ONCE)]
     kept = head_paths(model) if skip is None else tuple(skip)
     return quantize(model, batches, Answers(), calibration_images=len(images), skip=kept)
-
-
-def head_paths(model: nn.Module) -> tuple[str, ...]:
-    """The dotted path of a detector's head."""
-    head = getattr(model, "head", None)
-    return tuple(path for path, module in model.named_modules() if module is head)
 
 
 def scenes_of(data: Any) -> Any:

@@ -14,3 +14,9 @@ class Answers:
 
     def forward(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([raw[..., 4:].flatten(1, 3) for raw in model(batch["image"])], dim=1)
+
+
+def head_paths(model: nn.Module) -> tuple[str, ...]:
+    """The dotted path of a detector's head."""
+    head = getattr(model, "head", None)
+    return tuple(path for path, module in model.named_modules() if module is head)
