@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featherweight.doors import image
-from featherweight.errors import InputError
+from featherweight.errors import InputError, OptionError
 
 
 def each(inputs: Any, stream: Callable[[Iterable[Any]], Iterator[Any]]) -> Any:
@@ -26,6 +26,12 @@ def each(inputs: Any, stream: Callable[[Iterable[Any]], Iterator[Any]]) -> Any:
     if isinstance(inputs, Iterable) and not isinstance(inputs, Mapping):
         return stream(inputs)
     raise _no_picture(inputs)
+
+
+def check_batch_size(batch_size: object) -> None:
+    """OptionError for what is no number of pictures."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise OptionError("batch_size", f"must be 1 or more, not {batch_size!r}")
 
 
 def is_picture(value: Any) -> bool:

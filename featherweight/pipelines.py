@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from featherweight.doors import image
 from featherweight.errors import OptionError, closest, shown
-from featherweight.pictures import each, load
+from featherweight.pictures import check_batch_size, each, load
 from featherweight.pipelines_detection import ObjectDetection
 from featherweight.runners import Answer, Runner, open_runner
 
@@ -48,7 +48,7 @@ def pipeline(
         raise OptionError("model", "is missing: name a folder, a run or an exported file; nothing is downloaded")
     opening = {key: kwargs.pop(key) for key in ("classes", "preprocess", "arch") if key in kwargs}
     _check_options(kwargs, [TASKS[task]] if task else list(TASKS.values()))
-    _check_batch_size(batch_size)
+    check_batch_size(batch_size)
     runner = open_runner(model, backend=backend, device=device, threads=threads, **opening)
     _check_task(runner.task)
     if task is not None and runner.task != task:
@@ -69,11 +69,6 @@ def _check_options(given: Mapping[str, Any], kinds: list[Any]) -> None:
 def _check_task(task: object) -> None:
     if task not in TASKS:
         raise OptionError("task", f"no {shown(task)!r} here; {closest(str(task), TASKS)}Known: {', '.join(TASKS)}")
-
-
-def _check_batch_size(batch_size: object) -> None:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise OptionError("batch_size", f"must be 1 or more, not {batch_size!r}")
 
 
 class ImageClassification:
@@ -97,7 +92,7 @@ class ImageClassification:
         every stage that dropped tokens a list of bools over the patches, where the model tells.
         """
         size = self.batch_size if batch_size is None else batch_size
-        _check_batch_size(size)
+        check_batch_size(size)
         chosen = _options(**{**self.options, **options})
         return each(inputs, lambda pictures: self._stream(pictures, size, chosen))
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from featherweight.doors import image
 from featherweight.errors import OptionError, closest
-from featherweight.pictures import each, load
+from featherweight.pictures import check_batch_size, each, load
 from featherweight.runners import Runner
 from featherweight.runtime.letterbox import Placement
 from featherweight.runtime.nms import Nms
@@ -79,8 +79,7 @@ class ObjectDetection:
         are those of `Call`.
         """
         size, call = self.batch_size if batch_size is None else batch_size, _call({**self.options, **options})
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise OptionError("batch_size", f"must be 1 or more, not {size!r}")
+        check_batch_size(size)
         return each(inputs, lambda pictures: self._stream(pictures, size, call))
 
     def preprocess(self, picture: Any) -> tuple[NDArray[np.float32], Placement]:
@@ -106,8 +105,10 @@ class ObjectDetection:
         """For each picture its detections (n, 6) [x1, y1, x2, y2, score, class], floats in pixels of the picture."""
         call = _call({**self.options, **options})
         waiting = (load(picture, max_pixels=self.max_pixels) for picture in pictures)
-        while batch := list(islice(waiting, batch_size or self.batch_size)):
-            yield from (self._tiled(one, call) for one in batch) if call.tile else self._whole(batch, call)
+        size = self.batch_size if batch_size is None else batch_size
+        check_batch_size(size)
+        while batch := list(islice(waiting, size)):
+            yield from (self._tiled(one, size, call) for one in batch) if call.tile else self._whole(batch, call)
 
     def label(self, number: int) -> str:
         """The name of a class; its number where the model has no names."""
@@ -123,12 +124,12 @@ class ObjectDetection:
         for (_, placement), rows in zip(placed, found, strict=True):
             yield placement.detections(rows)
 
-    def _tiled(self, picture: Picture, call: Call) -> NDArray[np.float64]:
+    def _tiled(self, picture: Picture, size: int, call: Call) -> NDArray[np.float64]:
         """The picture as a whole and in tiles; what both see is seen once."""
         places = tiles(picture.shape[0], picture.shape[1], size=int(call.tile or 0), overlap=call.overlap)
         rows = [next(self._whole([picture], call))]
-        for start in range(0, len(places), self.batch_size):
-            some = places[start : start + self.batch_size]
+        for start in range(0, len(places), size):
+            some = places[start : start + size]
             parts = [picture[top:bottom, left:right] for left, top, right, bottom in some]
             for (left, top, _, _), found in zip(some, self._whole(parts, call), strict=True):
                 rows.append(found + np.array([left, top, left, top, 0, 0], np.float64))

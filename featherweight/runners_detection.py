@@ -10,13 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featherweight.errors import InputError, OptionError
-from featherweight.runtime.nms import Nms
+from featherweight.runtime.nms import DETECTIONS, PREDICTIONS, THRESHOLDS, Nms, by_image
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-PREDICTIONS, DETECTIONS = "predictions", "detections"
-THRESHOLDS = ("confidence", "iou")
 Found = list[NDArray[np.float64]]
 
 
@@ -58,9 +56,7 @@ def of_file(answers: Sequence[Mapping[str, NDArray[Any]]], counts: Sequence[int]
     found: Found = []
     for part, count in zip(answers, counts, strict=True):
         if DETECTIONS in part:
-            rows = part[DETECTIONS].astype(np.float64)
-            kept = [rows[rows[:, 0] == image][:, [1, 2, 3, 4, 6, 5]] for image in range(count)]
-            found += [_allowed(one, nms) for one in kept]
+            found += [_allowed(one, nms) for one in by_image(part[DETECTIONS], count)]
         elif PREDICTIONS in part:
             found += nms.batch(part[PREDICTIONS])
         else:

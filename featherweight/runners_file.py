@@ -13,7 +13,7 @@ from featherweight import runners_detection, sources
 from featherweight.errors import InputError, OptionError
 from featherweight.runners import KEPT, Answer, mask
 from featherweight.runtime.metadata import names_in, preprocess_in
-from featherweight.runtime.nms import Nms
+from featherweight.runtime.nms import THRESHOLDS, Nms
 from featherweight.runtime.preprocess import Preprocess
 from featherweight.runtime.record import TASKS
 
@@ -42,7 +42,7 @@ class FileRunner:
         self.patches = int(told["patches"]) if told.get("patches", "").isdigit() else None
         port, *others = self.session.inputs
         self.inputs = tuple(other.name for other in others)
-        if set(self.inputs) - set(runners_detection.THRESHOLDS) or len(port.shape) != 4 or not self.session.outputs:
+        if set(self.inputs) - set(THRESHOLDS) or len(port.shape) != 4 or not self.session.outputs:
             raise InputError(path, "bad_shape", "does not take one batch of pictures (B, 3, H, W)")
         size = self.preprocess.size
         if any(known not in (None, wanted) for known, wanted in zip(port.shape[2:], size, strict=True)):

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import featherweight
-from featherweight.convs import fused
 from featherweight.errors import CheckFailed, OptionError, closest
 from featherweight.export import suppression
 from featherweight.export.check import Exported, rounding_noise
@@ -32,13 +31,13 @@ from featherweight.files import publish
 from featherweight.methods.fuse import fuse
 from featherweight.methods.int8 import Quantizer
 from featherweight.modes import evaluating
-from featherweight.runtime.nms import Nms
+from featherweight.runtime.nms import DETECTIONS, PREDICTIONS, THRESHOLDS, Nms, by_image
 from featherweight.runtime.parity import Parity, check, snr_db
 from featherweight.runtime.session import Session, open_session
 from featherweight.tasks.detection.decode import decode
 
 FORMS = ("raw", "decoded", "end2end")
-INPUT, PREDICTIONS = "images", suppression.PREDICTIONS
+INPUT = "images"
 CHECKED = Nms.validation()  # the thresholds at which end2end is compared
 CURVE_DB = 15.0  # of the falling scores of end2end, see `_of_detections`; 23 were seen of an untrained network
 HALF_DB = 50.0  # 11 bits of each weight are left
@@ -93,8 +92,7 @@ def export(
     does; without, only the images' size is taken.
     """
     path, form = Path(path), Form(form) if isinstance(form, str) else form
-    merged = fuse(model, images[:1]) if fused_somewhere(model) else model
-    data = to_bytes(merged, images, form=form, dynamic=dynamic, metadata=metadata)
+    data = to_bytes(fuse(model, images[:1]), images, form=form, dynamic=dynamic, metadata=metadata)
     with tempfile.TemporaryDirectory() as folder:
         unchecked = Path(folder, "model.onnx")
         unchecked.write_bytes(data)
@@ -180,11 +178,6 @@ def head_of(model: nn.Module) -> Any:
     return head
 
 
-def fused_somewhere(model: nn.Module) -> bool:
-    """Whether there is a block to merge."""
-    return any(fused(module) is not None for module in model.modules())
-
-
 def parity(model: nn.Module, session: Session, images: Tensor, form: Form) -> Parity:
     """How a file in a session answers to the images, compared with the model.
 
@@ -195,10 +188,9 @@ def parity(model: nn.Module, session: Session, images: Tensor, form: Form) -> Pa
     if form.name != "end2end":
         return _of_predictions(expected, list(session.run(given).values()), session.backend, session.dtype)
     nms = _thresholds(expected[0], form)
-    given |= {name: np.array([getattr(nms, name)], np.float32) for name in suppression.THRESHOLDS}
-    rows = session.run(given)[suppression.DETECTIONS]
-    theirs = [rows[rows[:, 0] == image][:, [1, 2, 3, 4, 6, 5]].astype(np.float64) for image in range(len(images))]
-    return _of_detections(expected[0], theirs, nms, session)
+    given |= {name: np.array([getattr(nms, name)], np.float32) for name in THRESHOLDS}
+    rows = session.run(given)[DETECTIONS]
+    return _of_detections(expected[0], by_image(rows, len(images)), nms, session)
 
 
 def answers(model: nn.Module, images: Tensor, *, raw: bool = False) -> list[NDArray[np.float32]]:

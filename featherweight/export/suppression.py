@@ -12,9 +12,7 @@ import onnx
 from onnx import compose, parser
 
 from featherweight.export.graph import IR_VERSION, OPSET
-
-PREDICTIONS, DETECTIONS = "predictions", "detections"
-THRESHOLDS = ("confidence", "iou")  # inputs, one number each
+from featherweight.runtime.nms import DETECTIONS, PREDICTIONS
 
 _BEST_ONLY = """
     best = ArgMax <axis = 2, keepdims = 1> (every)

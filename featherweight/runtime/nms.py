@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from featherweight.errors import InputError, OptionError
 
+PREDICTIONS, DETECTIONS = "predictions", "detections"  # outputs of exported detectors, without and with suppression
+THRESHOLDS = ("confidence", "iou")  # inputs of those with suppression, one number each
 BLOCK = 256  # candidates compared with each other at a time
 
 
@@ -91,6 +93,11 @@ class Nms:
             wanted = np.isin(labels, self.classes)
             which, labels = which[wanted], labels[wanted]
         return which, labels.astype(np.int64), scores[which, labels]
+
+
+def by_image(rows: NDArray[np.floating], images: int) -> list[NDArray[np.float64]]:
+    """A file's rows (n, 7) [image, x1, y1, x2, y2, class, score] -> detections (n, 6) of each image, score first."""
+    return [rows[rows[:, 0] == image][:, [1, 2, 3, 4, 6, 5]].astype(np.float64) for image in range(images)]
 
 
 def _best(scores: NDArray[np.floating], most: int) -> NDArray[np.intp]:

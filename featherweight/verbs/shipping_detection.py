@@ -55,16 +55,17 @@ def files(
 
     Beside each what else is known of it: what its numbers are of, and in 8 bits the AP it has and had before.
     """
+    from featherweight.deploy_detection import described, prepared
     from featherweight.export import detector, openvino
     from featherweight.methods.fuse import fuse
 
     asked, scenes, made = detector.Form(form, **suppression), scenes_of(data), model
-    seen = _inputs(pictures_of(None if scenes is None else scenes.val, images), preprocess)
+    seen = prepared(pictures_of(None if scenes is None else scenes.val, images), preprocess)
     if quantize and scenes is not None:
-        calibration = _inputs(pictures_of(scenes.train, CALIBRATION_IMAGES), preprocess)
+        calibration = prepared(pictures_of(scenes.train, CALIBRATION_IMAGES), preprocess)
         made = quantized(fuse(model, seen[:1]), calibration)
     folder.mkdir(parents=True, exist_ok=True)
-    about = _described(made, classes, preprocess)
+    about = described(made, classes, preprocess)
     target = folder / names["onnx"]
     found = [detector.export(made, target, seen, form=asked, dynamic=dynamic, metadata=about, **limits)]
     if "openvino" in formats:
@@ -76,14 +77,6 @@ def files(
     if "onnx" not in formats:
         target.unlink()
     return [(one, {"of": "predictions", **lost.get(one.path, {})}) for one in found]
-
-
-def _described(model: nn.Module, classes: Sequence[str], preprocess: Preprocess) -> dict[str, str]:
-    from featherweight.export.check import describe
-    from featherweight.surgery import edits_of
-
-    kinds = [{"kind": kind} for kind in dict.fromkeys(edit.kind for edit in edits_of(model))]
-    return describe(task="object-detection", classes=classes, preprocess=preprocess, compression=kinds)
 
 
 def _average_precision(
@@ -129,8 +122,9 @@ def scenes_of(data: Any) -> Any:
 def pictures_of(scenes: Scenes | None, limit: int) -> Iterator[NDArray[np.uint8]]:
     """Evenly spaced pictures of a part; without one, photographs that another library brings, or noise."""
     if scenes is not None:
-        count = min(limit, len(scenes))
-        yield from (scenes.picture(i * len(scenes) // count) for i in range(count))
+        from featherweight.deploy_detection import spaced
+
+        yield from spaced(scenes, limit)
         return
     try:
         from sklearn.datasets import load_sample_images  # type: ignore[import-untyped]
@@ -139,9 +133,3 @@ def pictures_of(scenes: Scenes | None, limit: int) -> Iterator[NDArray[np.uint8]
         yield from (random.integers(0, 256, (480, 640, 3), np.uint8) for _ in range(2))
         return
     yield from load_sample_images().images
-
-
-def _inputs(pictures: Iterator[NDArray[np.uint8]], preprocess: Preprocess) -> Tensor:
-    import torch
-
-    return torch.from_numpy(np.stack([preprocess(picture) for picture in pictures]))
