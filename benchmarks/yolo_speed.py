@@ -4,10 +4,12 @@
     python benchmarks/yolo_speed.py                              640 x 640, batch 1 and 8
     python benchmarks/yolo_speed.py --data FOLDER                calibrated and checked on a detection set's pictures
     python benchmarks/yolo_speed.py --also "YOLO11n=yolo11n.onnx"  another detector's file, raced beside them
+    python benchmarks/yolo_speed.py --model FOLDER --data FOLDER a trained model finds the boxes of the end-to-end rows
     python benchmarks/yolo_speed.py --table                      no measuring: the tables alone
 
 All runners of a batch take turns; a ratio is the median over the turns of two times that stand beside each other, with
-its 95 % interval. Weights are random: they change no time. Results are kept in docs/measured/yolo_speed.json, and the
+its 95 % interval. Weights are random: they change no time but that of suppression, for which the end-to-end
+rows can take a trained model. Results are kept in docs/measured/yolo_speed.json, and the
 tables of docs/studies/yolo_speed.md are written from there. About ten minutes, with nothing else running.
 """
 
@@ -31,7 +33,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from featherweight import files, measure
+from featherweight import artifact, files, measure
 from featherweight.convs import ConvNorm
 from featherweight.export import detector
 from featherweight.export.check import describe
@@ -153,6 +155,7 @@ def end_to_end(
         runner = FileRunner(Source(str(path), backend, path), threads=threads)
         runner.session = open_session(path, backend=backend, threads=threads, precision=precision)
         parts: list[list[float]] = []
+        boxes: list[int] = []
         for i in range(FRAMES + 3):
             marks = [time.perf_counter()]
             pixels = load(coded[i % len(coded)])
@@ -162,14 +165,16 @@ def end_to_end(
             marks.append(time.perf_counter())
             answer = runner.session.run({"images": prepared})["predictions"]
             marks.append(time.perf_counter())
-            placement.detections(Nms()(answer[0]))
+            found = placement.detections(Nms()(answer[0]))
+            boxes.append(len(found))
             marks.append(time.perf_counter())
             parts.append([1000 * (b - a) for a, b in itertools.pairwise(marks)])
         medians = [statistics.median(column) for column in zip(*parts[3:], strict=True)]
         total = statistics.median(sum(row) for row in parts[3:])
         rows[name] = {
             "decode_ms": medians[0], "prepare_ms": medians[1], "model_ms": medians[2], "suppress_ms": medians[3],
-            "total_ms": total, "around_share": 1 - medians[2] / sum(medians), "picture": list(pictures[0].shape[:2]),
+            "total_ms": total, "around_share": 1 - medians[2] / sum(medians), "boxes": statistics.median(boxes),
+            "picture": list(pictures[0].shape[:2]),
         }  # fmt: skip
     return rows
 
@@ -194,9 +199,11 @@ def _ratio(found: Sequence[float]) -> str:
 
 def frames(found: Mapping[str, Any]) -> str:
     """The end-to-end rows."""
-    lines = ["| | decode | prepare | model | suppress | frames/s | around the model |", "| --- |" + " ---: |" * 6]
+    heads = "| | decode | prepare | model | suppress | boxes | frames/s | around the model |"
+    lines = [heads, "| --- |" + " ---: |" * 7]
     for name, row in found["frames"].items():
         parts = [f"{row[key]:.1f}" for key in ("decode_ms", "prepare_ms", "model_ms", "suppress_ms")]
+        parts.append(f"{row['boxes']:.0f}")
         share = f"{100 * row['around_share']:.0f} %"
         lines.append(f"| {name} | {' | '.join(parts)} | {1000 / row['total_ms']:.1f} | {share} |")
     return "\n".join(lines)
@@ -215,6 +222,7 @@ def filled(text: str, found: Mapping[str, Any]) -> str:
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", help="a detection set; photographs of scikit-learn without")
+    parser.add_argument("--model", type=Path, help="a trained YOLOv7, in our folder form, for the end-to-end rows")
     parser.add_argument("--batch", type=lambda text: [int(word) for word in text.split(",")], default=[1, 8])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=30)
@@ -244,7 +252,11 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         torch_models = models(images[:1])
         exported = written(torch_models[FUSED], images, Path(folder))
-        frame_rows = end_to_end(exported, pictures, options.threads)
+        shown = exported
+        if options.model is not None:
+            trained = fuse(artifact.load(options.model).eval(), images[:1])
+            shown = written(trained, images, Path(folder) / "trained")
+        frame_rows = end_to_end(shown, pictures, options.threads)
         for pair in options.also:
             name, _, path = pair.partition("=")
             for backend, precision in (("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "bf16")):
