@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,11 +29,48 @@ if TYPE_CHECKING:
 
 ORDER, SAMPLE, MIX = 0, 1, 2  # separate streams of random numbers
 SAMPLERS = ("full", "official")
+Made = TypeVar("Made")
 
 
 def generator(seed: int, epoch: int, index: int, stream: int, repeat: int = 0) -> np.random.Generator:
     """The random numbers of one sample in one epoch; no two arguments share a stream."""
     return np.random.Generator(np.random.Philox(counter=[0, stream, repeat, index], key=[seed, epoch]))
+
+
+def check_batches(samples: int, *, rank: int, world: int, workers: int, **counts: int | None) -> None:
+    """OptionError for options that no batches can have, before any work; counts: those that are 1 or more, or None."""
+    for name, value in {**counts, "world": world}.items():
+        if value is not None and value < 1:
+            raise OptionError(name, f"must be 1 or more, not {value!r}")
+    if workers < 0:
+        raise OptionError("workers", f"must be 0 or more, not {workers!r}")
+    check_rank(rank, world)
+    if samples == 0:
+        raise OptionError("data", "this part has no pictures")
+
+
+def check_rank(rank: int, world: int) -> None:
+    """OptionError unless `rank` is one of so many processes."""
+    if not 0 <= rank < world:
+        raise OptionError("rank", f"must be 0..{world - 1}, not {rank!r}")
+
+
+def made(make: Callable[..., Made], steps: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Made]:
+    """`make(*step)` of each step in order, some of them made ahead by so many threads."""
+    if not workers:
+        yield from (make(*step) for step in steps)
+        return
+    ahead: deque[Future[Made]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="featherweight-data")
+    try:
+        for step in steps:
+            ahead.append(pool.submit(make, *step))
+            if len(ahead) > workers + 1:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class Batches:
@@ -70,16 +107,8 @@ class Batches:
         workers: threads that decode and augment ahead; the batches are the same for any number.
         With several ranks the order is filled up from its start, so that all take as many steps: evaluate with world=1.
         """
-        checks = {"batch_size": batch_size, "world": world, "repeats": repeats, "limit": limit, "cycle": cycle}
-        for name, value in checks.items():
-            if value is not None and value < 1:
-                raise OptionError(name, f"must be 1 or more, not {value!r}")
-        if workers < 0:
-            raise OptionError("workers", f"must be 0 or more, not {workers!r}")
-        if not 0 <= rank < world:
-            raise OptionError("rank", f"must be 0..{world - 1}, not {rank!r}")
-        if len(images) == 0:
-            raise OptionError("data", "this part has no images")
+        counts = {"batch_size": batch_size, "repeats": repeats, "limit": limit, "cycle": cycle}
+        check_batches(len(images), rank=rank, world=world, workers=workers, **counts)
         self.images, self.preprocess, self.augment = images, preprocess, augment
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.rank, self.world, self.drop_last, self.limit, self.repeats = rank, world, drop_last, limit, repeats
@@ -112,8 +141,7 @@ class Batches:
 
     def shard(self, rank: int, world: int) -> Batches:
         """These batches as process `rank` of `world` takes them."""
-        if not 0 <= rank < world:
-            raise OptionError("rank", f"must be 0..{world - 1}, not {rank!r}")
+        check_rank(rank, world)
         mine = copy.copy(self)
         mine.rank, mine.world = rank, world
         mine._check_sampler()
@@ -143,25 +171,9 @@ class Batches:
         rows = self.order(epoch)
         places = np.arange(self.rank, len(rows), self.world)
         steps = [places[s * self.batch_size : (s + 1) * self.batch_size] for s in range(start, self.steps_per_epoch)]
-        for mine, batch in zip(steps, self._collated(epoch, [rows[where] for where in steps]), strict=True):
+        batches = made(self.collate, [(epoch, rows[where]) for where in steps], self.workers)
+        for mine, batch in zip(steps, batches, strict=True):
             yield {**batch, "place": torch.from_numpy(epoch * len(rows) + mine)} if self.cycle else batch
-
-    def _collated(self, epoch: int, steps: list[NDArray[np.int64]]) -> Iterator[dict[str, torch.Tensor]]:
-        """The batches in order, some of them made ahead by the workers."""
-        if not self.workers:
-            yield from (self.collate(epoch, rows) for rows in steps)
-            return
-        ahead: deque[Future[dict[str, torch.Tensor]]] = deque()
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="featherweight-data")
-        try:
-            for rows in steps:
-                ahead.append(pool.submit(self.collate, epoch, rows))
-                if len(ahead) > self.workers + 1:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def collate(self, epoch: int, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """Rows of (index, repeat) -> one batch."""

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from featherweight.data import orders
-from featherweight.data.batches import ORDER, SAMPLE, generator
+from featherweight.data.batches import ORDER, SAMPLE, check_batches, check_rank, generator, made
 from featherweight.data.detection_augment import DetectionAugment
 from featherweight.data.memory import MOST
 from featherweight.data.scenes import Scenes
@@ -111,23 +109,15 @@ class DetectionBatches:
 
     def _check(self, augment: DetectionAugment | None) -> None:
         """OptionError for what cannot be, before any work."""
-        checks = {"batch_size": self.batch_size, "world": self.world, "limit": self.limit, "stride": self.stride}
-        for name, value in checks.items():
-            if value is not None and value < 1:
-                raise OptionError(name, f"must be 1 or more, not {value!r}")
+        counts = {"batch_size": self.batch_size, "limit": self.limit, "stride": self.stride}
+        check_batches(len(self.scenes), rank=self.rank, world=self.world, workers=self.workers, **counts)
         if any(n < self.stride or n % self.stride for n in self.size):
             text = f"must be a multiple of {self.stride}, the detector's largest stride, not {self.size}"
             raise OptionError("size", text)
-        if self.workers < 0:
-            raise OptionError("workers", f"must be 0 or more, not {self.workers!r}")
-        if not 0 <= self.rank < self.world:
-            raise OptionError("rank", f"must be 0..{self.world - 1}, not {self.rank!r}")
         if not 0 <= self.multi_scale < 1:
             raise OptionError("multi_scale", f"must be 0 or more and below 1, not {self.multi_scale!r}")
         if self.rectangular and (self.shuffle or augment is not None or self.multi_scale):
             raise OptionError("rectangular", "is for evaluation: without shuffle, augment and multi_scale")
-        if len(self.scenes) == 0:
-            raise OptionError("data", "this part has no pictures")
 
     @property
     def images(self) -> Scenes:
@@ -147,8 +137,7 @@ class DetectionBatches:
 
     def shard(self, rank: int, world: int) -> DetectionBatches:
         """These batches as process `rank` of `world` takes them."""
-        if not 0 <= rank < world:
-            raise OptionError("rank", f"must be 0..{world - 1}, not {rank!r}")
+        check_rank(rank, world)
         mine = copy.copy(self)
         mine.rank, mine.world = rank, world
         return mine
@@ -175,22 +164,8 @@ class DetectionBatches:
         """This rank's batches of an epoch, from step `start` on."""
         rows = self.order(epoch)[:, 0]
         span = self.batch_size * self.world
-        steps = [(s, rows[s * span : (s + 1) * span]) for s in range(start, self.steps_per_epoch)]
-        if not self.workers:
-            for step, together in steps:
-                yield self.collate(epoch, step, together)
-            return
-        ahead: deque[Future[Batch]] = deque()
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="featherweight-data")
-        try:
-            for step, together in steps:
-                ahead.append(pool.submit(self.collate, epoch, step, together))
-                if len(ahead) > self.workers + 1:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        steps = [(epoch, s, rows[s * span : (s + 1) * span]) for s in range(start, self.steps_per_epoch)]
+        yield from made(self.collate, steps, self.workers)
 
     def collate(self, epoch: int, step: int, together: NDArray[np.int64]) -> Batch:
         """One batch of this rank; `together` are the pictures of all ranks in this step."""

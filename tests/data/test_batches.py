@@ -144,7 +144,7 @@ def test_wrong_options(options, told):
 
 
 def test_an_empty_part_is_refused():
-    with pytest.raises(OptionError, match="no images"):
+    with pytest.raises(OptionError, match="no pictures"):
         Batches(Some(0), FIT, batch_size=1)
 
 

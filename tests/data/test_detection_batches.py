@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from featherweight.data import detection, mosaic
+from featherweight.data.batches import Batches
 from featherweight.data.detection_augment import PRESETS, DetectionAugment
 from featherweight.data.detection_batches import DetectionBatches
 from featherweight.data.objects import Objects
 from featherweight.data.warp import Move, Scene, warped
 from featherweight.errors import OptionError
 from featherweight.runtime.letterbox import Placement
+from featherweight.runtime.preprocess import Preprocess
 
 EVERYTHING = DetectionAugment(
     mosaic=0.7, mosaic9=0.4, mixup=0.3, copy_paste=0.5, paste_in=0.5, degrees=5, translate=0.1, scale=0.5, shear=2,
@@ -161,6 +163,30 @@ def test_the_defaults_change_nothing_and_options_are_checked():
             DetectionAugment.of(wrong)
     with pytest.raises(OptionError, match="multiple of 32"):
         batches(size=100)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "detector"])
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"batch_size": 0}, "batch_size: must be 1 or more, not 0"),
+        ({"limit": 0}, "limit: must be 1 or more"),
+        ({"world": 0}, "world: must be 1 or more"),
+        ({"workers": -1}, "workers: must be 0 or more"),
+        ({"rank": 2, "world": 2}, "rank: must be 0..1, not 2"),
+    ],
+)
+def test_both_kinds_of_batches_refuse_the_same(kind, options, told):
+    whole = {"batch_size": 2, **options}
+    make = (lambda n: DetectionBatches(Blocks(n), size=64, **whole)) if kind == "detector" else None
+    make = make or (lambda n: Batches(Blocks(n), Preprocess(), **whole))
+    with pytest.raises(OptionError, match=told):
+        make(3)
+    whole = {"batch_size": 2}
+    with pytest.raises(OptionError, match="data: this part has no pictures"):
+        make(0)
+    with pytest.raises(OptionError, match=r"rank: must be 0\.\.1, not 2"):
+        make(3).shard(2, 2)
 
 
 def test_digits_det_needs_no_file_and_its_parts_are_apart():
