@@ -31,9 +31,9 @@ from .runtime.nms import Nms
 from .runtime.record import RECORD, Record
 from .schedules import Ramp, by_epoch, nominal_decay
 from .tasks.detection import Detection
+from .tasks.detection.detectors import detector_of
 from .tasks.detection.loss import Gains
 from .tasks.detection.published import PUBLISHED, kind_of
-from .tasks.detection.task import detector_of
 
 if TYPE_CHECKING:
     from .recipe import ModelSpec, Recipe, Train
@@ -149,7 +149,7 @@ def batches_of(
     if scenes is None:
         raise OptionError("data", f"has no {part} part, which this step needs")
     training = part == "train"
-    stride = max(detector_of(work.model).head.strides) if work.model is not None else _stride(plan.model)  # type: ignore[union-attr, arg-type]
+    stride = max(detector_of(work.model).head.strides) if work.model is not None else _stride(plan.model)
     return DetectionBatches(
         scenes,
         size=work.preprocess.size,
@@ -178,7 +178,7 @@ def augmentation(plan: Train) -> DetectionAugment | None:
 
 def with_anchors(work: Work, model: nn.Module) -> nn.Module:
     """A copy whose anchors fit the boxes of the training part, where the model's do not; it is told."""
-    head: Any = detector_of(model).head
+    head = detector_of(model).head
     if work.recipe.detection.anchors == "keep" or not hasattr(head, "set_anchors"):
         return model
     sides = anchors.sides_of(work.data.train, work.preprocess.size)
@@ -201,7 +201,7 @@ def with_anchors(work: Work, model: nn.Module) -> nn.Module:
     text = f"anchors: {said}, {100 * new.best_possible_recall:.1f} % with new ones, which are used"
     work.tell({"event": "note", "text": text})
     changed = copy.deepcopy(model)
-    detector_of(changed).head.set_anchors(torch.from_numpy(anchors.levels(found, len(pixels))).float())  # type: ignore[union-attr, operator]
+    detector_of(changed).head.set_anchors(torch.from_numpy(anchors.levels(found, len(pixels))).float())
     return changed
 
 
@@ -250,7 +250,7 @@ def frozen(model: nn.Module, layers: int) -> dict[str, float]:
 
 def classes_of(model: nn.Module) -> int:
     """How many classes a detector knows."""
-    return int(detector_of(model).head.num_classes)  # type: ignore[union-attr, arg-type]
+    return int(detector_of(model).head.num_classes)
 
 
 def with_form(spec: ModelSpec) -> ModelSpec:

@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 Found = list[NDArray[np.float64]]
 
 
-def is_detector(model: Any) -> bool:
-    """Whether a torch model has a head that tells where its boxes lie."""
-    head = getattr(model, "head", None)
-    return all(hasattr(head, name) for name in ("anchors", "strides", "num_classes"))
-
-
 def of_torch(model: nn.Module, batch: Tensor, nms: Nms, *, augment: bool) -> Found:
     """Images (B, 3, H, W) of the model's type -> detections of each. What half precision cannot say is said again."""
     import copy
@@ -42,10 +36,10 @@ def of_torch(model: nn.Module, batch: Tensor, nms: Nms, *, augment: bool) -> Fou
 
 def _decoded(model: nn.Module, batch: Tensor, augment: bool) -> Tensor:
     from featherweight.tasks.detection.decode import decode
-    from featherweight.tasks.detection.task import detector_of
+    from featherweight.tasks.detection.detectors import detector_of
     from featherweight.tasks.detection.tta import augmented
 
-    inner: Any = detector_of(model)
+    inner = detector_of(model)
     if augment:
         return augmented(inner, batch)
     return decode(model(batch), inner.head.anchors, inner.head.strides)

@@ -39,9 +39,10 @@ class TorchRunner:
         import torch
 
         from featherweight import artifact
+        from featherweight.tasks.detection.detectors import detector_in
 
         record = artifact.record_of(model)
-        self.task = record.task if record else TASKS[int(runners_detection.is_detector(model))]
+        self.task = record.task if record else TASKS[int(detector_in(model) is not None)]
         self.classes = classes or (record.classes if record else ()) or _named_labels(model)
         told = record.preprocess if record else sources.from_timm(getattr(model, "pretrained_cfg", None))
         found = preprocess or told

@@ -35,6 +35,7 @@ from featherweight.runtime.nms import DETECTIONS, PREDICTIONS, THRESHOLDS, Nms, 
 from featherweight.runtime.parity import Parity, check, snr_db
 from featherweight.runtime.session import Session, open_session
 from featherweight.tasks.detection.decode import decode
+from featherweight.tasks.detection.detectors import detector_of
 
 FORMS = ("raw", "decoded", "end2end")
 INPUT = "images"
@@ -88,9 +89,10 @@ def export(
     """Write a detector (one with a `head` that has anchors and strides) to `path`; input `images` (B, 3, H, W), 0..1.
 
     Blocks are merged first (`methods.fuse`), auxiliary branches go. images: real ones, prepared for the model; ONNX
-    Runtime must answer to them as the model does, else CheckFailed and no file. dynamic: sizes may vary as the batch
+    Runtime must answer to them as the model does, else CheckFailed and no file. TypeError for what is no detector. dynamic: sizes may vary as the batch
     does; without, only the images' size is taken.
     """
+    detector_of(model)
     path, form = Path(path), Form(form) if isinstance(form, str) else form
     data = to_bytes(fuse(model, images[:1]), images, form=form, dynamic=dynamic, metadata=metadata)
     with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +138,7 @@ def to_bytes(
     metadata: Mapping[str, str] | None = None,
 ) -> bytes:
     """The file's bytes, not yet compared with the model."""
-    head = head_of(model)
+    head = detector_of(model).head
     called = Decoded(model, raw=form.name == "raw").eval()
     names = [f"level{i}" for i in range(len(head.strides))] if form.name == "raw" else [PREDICTIONS]
     with evaluating(model), torch.no_grad():
@@ -167,15 +169,6 @@ def _program(model: nn.Module, example: Tensor, stride: int, dynamic: bool) -> t
         for axis, name in ((2, "rows"), (3, "columns")):
             shapes[axis] = stride * torch.export.Dim(name, min=1, max=LARGEST // stride)
     return torch.export.export(model, (images,), dynamic_shapes=(shapes,))
-
-
-def head_of(model: nn.Module) -> Any:
-    """What says where the boxes of a detector lie."""
-    head = getattr(model, "head", None)
-    if not all(hasattr(head, name) for name in ("anchors", "strides", "num_classes")):
-        text = f"{type(model).__name__} has no head with anchors, strides and num_classes, so it is no detector of ours"
-        raise OptionError("model", text)
-    return head
 
 
 def parity(model: nn.Module, session: Session, images: Tensor, form: Form) -> Parity:

@@ -23,7 +23,7 @@ from ..convs import ConvNorm
 from ..errors import OptionError
 from ..modes import evaluating
 from ..surgery import Aside, submodule
-from ..tasks.detection.task import detector_of
+from ..tasks.detection.detectors import detector_of
 from ..train import Method
 from .listening import hear, with_listener, without
 

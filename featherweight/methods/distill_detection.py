@@ -22,8 +22,9 @@ from ..modes import evaluating
 from ..surgery import Aside
 from ..tasks.detection.boxes import ciou, xyxy_of
 from ..tasks.detection.decode import at_least_float32, boxes_at
+from ..tasks.detection.detectors import detector_of
 from ..tasks.detection.loss import Gains
-from ..tasks.detection.task import Maps, detector_of
+from ..tasks.detection.task import Maps
 from ..train import Method, Pass
 from .listening import hear, with_listener, without
 
@@ -61,16 +62,14 @@ class DistillDetection(Method):
         widths = [_widths(m) for m in (model, self.teacher)]
         adapters = Adapters([widths[0][s] for s, _ in levels], [widths[1][t] for _, t in levels], levels)
         new = with_listener(model, NAME, adapters)
-        hear(detector_of(new).head, adapters.keep, inputs=True)  # type: ignore[arg-type]
+        hear(detector_of(new).head, adapters.keep, inputs=True)
         return new
 
     def loss(self, terms: dict[str, Tensor], run: Pass) -> dict[str, Tensor]:
         if not (self.outputs or self.features):
             return terms
         heard: list[Sequence[Tensor]] = []
-        hook = detector_of(self.teacher).head.register_forward_pre_hook(  # type: ignore[union-attr, operator]
-            lambda _module, args: heard.append(args[0])
-        )
+        hook = detector_of(self.teacher).head.register_forward_pre_hook(lambda _module, args: heard.append(args[0]))
         try:
             taught: Maps = run.call(self.teacher)
         finally:
@@ -79,7 +78,7 @@ class DistillDetection(Method):
         if self.outputs:
             found |= self._answers(run.output, taught)
         if self.features:
-            adapters: Adapters = getattr(detector_of(run.model), NAME)  # type: ignore[assignment]
+            adapters: Adapters = getattr(detector_of(run.model), NAME)
             found["distill_maps"] = self.features * adapters(heard[-1])
         return found
 

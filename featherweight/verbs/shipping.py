@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from featherweight import sources
 from featherweight.errors import OptionError, closest, shown
 from featherweight.files import publish
-from featherweight.runners_detection import is_detector
 from featherweight.verbs import shipping_detection
 
 if TYPE_CHECKING:
@@ -52,6 +51,7 @@ def export(
     """
     check_options(formats, quantize, data)
     from featherweight import artifact
+    from featherweight.tasks.detection.detectors import detector_in
 
     source = sources.find(model, backend="torch", arch=arch)
     built = sources.module(source)
@@ -59,7 +59,7 @@ def export(
     if told is None:
         raise OptionError("preprocess", f"{shown(source.name)} does not say how its pictures are prepared")
     classes = record.classes if record else ()
-    if is_detector(built):
+    if detector_in(built) is not None:
         shipping_detection.check_options(detection)
         told = _of_size(told, built, detection.pop("image_size", None))
         known = {"classes": classes, "preprocess": told, "quantize": quantize is not None, "half": half, "names": NAMES}

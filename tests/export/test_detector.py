@@ -98,7 +98,7 @@ def test_a_suppression_that_keeps_all_fails_the_check(tmp_path: Path, monkeypatc
 
 
 def test_what_is_no_detector_and_what_is_no_form(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="no head with anchors"):
+    with pytest.raises(TypeError, match="Conv2d is no detector: it has no head with anchors"):
         detector.export(nn.Conv2d(3, 3, 1), tmp_path / "d.onnx", IMAGES)
     with pytest.raises(OptionError, match="did you mean 'decoded'"):
         detector.export(small(), tmp_path / "d.onnx", IMAGES, form="decode")

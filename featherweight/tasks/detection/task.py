@@ -29,6 +29,7 @@ from .assign import lead_guided
 from .boxes import xyxy_of
 from .candidates import Cells, candidates
 from .decode import decode
+from .detectors import detector_of
 from .loss import Gains, terms
 
 ASSIGNMENTS = ("lead", "plain")
@@ -110,7 +111,7 @@ class Detection:
     def forward(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Maps:
         """The raw maps; in training with those of auxiliary heads. Pictures of uint8 are divided by 255."""
         inner = detector_of(model)
-        head: Any = inner.head
+        head = inner.head
         image = batch["image"].to(head.anchors.device)
         maps = model(image if image.is_floating_point() else image.float() / 255)
         aside = getattr(inner, "aside", None)
@@ -176,7 +177,7 @@ class Detection:
     ) -> coco.Scores:
         """COCO's evaluation, whole and per class."""
         found, truth = self.predictions(model, batches, nms=nms)
-        return coco.evaluate(truth, found, classes=self.classes or int(detector_of(model).head.num_classes))  # type: ignore[union-attr, arg-type]
+        return coco.evaluate(truth, found, classes=self.classes or int(detector_of(model).head.num_classes))
 
     def evaluate(
         self, model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, nms: Nms | None = None
@@ -193,17 +194,6 @@ class Detection:
             return found
         official = {"duplicates": self.duplicates, "official_height": self.official_height}
         return lead_guided(output, targets, found, output.anchors, output.strides, top=top, **official)
-
-
-def detector_of(model: nn.Module) -> nn.Module:
-    """The detector itself, of one that is wrapped to train on several processes; TypeError for another model."""
-    found = model
-    while not hasattr(found, "head") and isinstance(getattr(found, "module", None), nn.Module):
-        found = found.module  # type: ignore[assignment]
-    head = getattr(found, "head", None)
-    if head is None or not hasattr(head, "anchors") or not hasattr(head, "strides"):
-        raise TypeError(f"{type(model).__name__} is no detector with anchors: it has no head with anchors and strides")
-    return found
 
 
 def _placements(batch: Mapping[str, Tensor]) -> list[Placement]:
