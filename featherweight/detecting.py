@@ -51,6 +51,7 @@ class Detecting:
     """Options of detection beside those of training."""
 
     assign: Literal["lead", "plain"] = "lead"  # which cells learn: those the detector itself finds best, or all near by
+    reachable: bool = False  # a cell learns only boxes it can make; off, as in the official code, also others
     box: Gain = 0.05  # gains, meant for 640 pixels, 80 classes and three levels, and scaled
     obj: Gain = 0.7
     cls: Gain = 0.3
@@ -123,7 +124,7 @@ def task_of(plan: Recipe, data: Scenery) -> Detection:
     """How the detectors of a recipe are called, trained and read."""
     own = plan.detection
     gains = Gains(own.box, own.obj, own.cls, plan.train.label_smoothing, own.focal_gamma)
-    known: dict[str, Any] = {"anchor_ratio": own.anchor_ratio, "aux_weight": own.aux_weight}
+    known: dict[str, Any] = {"anchor_ratio": own.anchor_ratio, "aux_weight": own.aux_weight, "reachable": own.reachable}
     return Detection(
         data.classes,
         gains=gains,

@@ -43,7 +43,16 @@ def rows_of(cells: Cells) -> set[tuple[int, ...]]:
     return {tuple(row) for row in torch.stack(tuple(vars(cells).values()), dim=1).tolist()}
 
 
-def slowly(maps: Maps, targets: Tensor, top: int = 10) -> list[set[tuple[int, ...]]]:
+def within(place: tuple[int, ...], target: Tensor, size: tuple[int, int]) -> bool:
+    """Whether the cell `place` (level, image, anchor, row, column) can make the box of a target, written out."""
+    level, _, anchor, row, column = place
+    stride, sides = STRIDES[level], ANCHORS[place[0], anchor].tolist()
+    x, y, wide, high = (float(v) * n / stride for v, n in zip(target[2:6], (*size[::-1], *size[::-1]), strict=True))
+    near = -0.5 < x - column < 1.5 and -0.5 < y - row < 1.5
+    return near and wide < 4 * sides[0] and high < 4 * sides[1]
+
+
+def slowly(maps: Maps, targets: Tensor, top: int = 10, *, reachable: bool = False) -> list[set[tuple[int, ...]]]:
     """The same assignment image by image, with the cost written out over all classes."""
     found = candidates(targets, maps.anchors, [raw.shape[2:4] for raw in maps])
     picked: list[set[tuple[int, ...]]] = [set() for _ in maps]
@@ -63,13 +72,17 @@ def slowly(maps: Maps, targets: Tensor, top: int = 10) -> list[set[tuple[int, ..
         own = boxes.xyxy_of(decode(maps, ANCHORS, STRIDES)[image, flat, :4])
         true = boxes.xyxy_of(targets[mine, 2:6] * targets.new_tensor([width, height, width, height]))
         overlap = boxes.iou_matrix(true, own)
+        can = torch.tensor([[not reachable or within(p, targets[m], maps.size) for p in places] for m in mine.tolist()])
+        overlap = overlap * can
         ks = overlap.topk(min(top, len(places))).values.sum(1).long().clamp(min=1).tolist()
         y = (raw[:, 5:].sigmoid() * raw[:, 4:5].sigmoid()).sqrt().expand(len(mine), -1, -1)
         hot = F.one_hot(targets[mine, 1].long(), raw.shape[1] - 5).float()[:, None].expand_as(y)
         cost = F.binary_cross_entropy(y, hot, reduction="none").sum(-1) - 3 * torch.log(overlap + 1e-8)
+        cost[~can] = torch.inf
         taken = torch.zeros_like(cost, dtype=torch.bool)
         for row, k in enumerate(ks):
             taken[row, cost[row].argsort(stable=True)[:k]] = True
+        taken &= can
         for column in taken.any(0).nonzero()[:, 0].tolist():
             takers = taken[:, column].nonzero()[:, 0]
             row = int(takers[0]) if len(takers) == 1 else int(cost[:, column].argmin())
@@ -100,6 +113,40 @@ def test_equal_costs_are_settled_by_place() -> None:
     maps = Maps.of([torch.zeros_like(raw) for raw in maps_of()], ANCHORS, STRIDES)
     targets = targets_of((6, 6, 6))
     assert [rows_of(c) for c in Detection(4).positives(maps, targets)] == slowly(maps, targets)
+
+
+@pytest.mark.parametrize("counts", [(3, 2, 4), (0, 7, 1), (12, 0, 30)])
+@pytest.mark.parametrize("aux", [False, True])
+def test_on_demand_a_cell_learns_only_boxes_it_can_make(counts: tuple[int, ...], aux: bool) -> None:
+    maps, targets = maps_of(), targets_of(counts)
+    task = Detection(4, reachable=True)
+    found = [rows_of(cells) for cells in task.positives(maps, targets, **({"reach": 1.0, "top": 20} if aux else {}))]
+    for level, rows in enumerate(found):
+        assert rows and all(within((level, *row[:4]), targets[row[4]], maps.size) for row in rows)
+    if not aux:
+        assert found == slowly(maps, targets, reachable=True)
+    anywhere = [rows_of(cells) for cells in Detection(4).positives(maps, targets)]
+    assert any(
+        not within((level, *row[:4]), targets[row[4]], maps.size) for level, rows in enumerate(anywhere) for row in rows
+    )
+
+
+def test_on_demand_a_target_that_no_cell_reaches_takes_none() -> None:
+    maps = maps_of(images=1)
+    far = torch.tensor([[0, 1, 0.2, 0.2, 0.3, 0.3], [0, 2, 0.9, 0.9, 0.004, 0.004]])  # the second fits no anchor
+    for reachable, taken in ((False, {0, 1}), (True, {0})):
+        found = Detection(4, reachable=reachable).positives(maps, far)
+        assert {row[4] for cells in found for row in rows_of(cells)} == taken
+
+
+def test_on_demand_coarse_candidates_too_are_those_that_can_reach() -> None:
+    maps, targets = maps_of(), targets_of((9, 9, 9))
+    task = Detection(4, assign="plain", reachable=True)
+    for level, (cells, every) in enumerate(
+        zip(*(one.positives(maps, targets, reach=1.0) for one in (task, Detection(4, assign="plain"))), strict=True)
+    ):
+        mine = {row for row in rows_of(every) if within((level, *row[:4]), targets[row[4]], maps.size)}
+        assert rows_of(cells) == mine and len(mine) < len(rows_of(every))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .boxes import iou_matrix, xyxy_of
-from .candidates import Cells, distinct
+from .candidates import Cells, distinct, reaches
 from .decode import at_least_float32, boxes_at
 
 PAIRS = 2**18  # of targets and columns that are looked at together: 1 MiB per float32 quantity
@@ -37,12 +37,15 @@ def lead_guided(
     top: int = 10,
     duplicates: bool = False,
     official_height: bool = False,
+    reachable: bool = False,
 ) -> list[Cells]:
     """Positives per level. maps: raw lead maps (B, A, H, W, 5 + K); targets (M, 6); found: `candidates` per level.
 
     top: how many of the best IoUs count for k: 10, and 20 beside auxiliary heads. duplicates: a cell that two targets
     propose is two columns, as in the official code, whose result then depends on their order; off, it is one.
     official_height: the targets' x and w are scaled by the height of the picture, as there; wrong unless it is square.
+    reachable: a target takes only cells that can make its box; off, also those that another target proposed and that
+    cannot reach it, as in the official code.
     """
     if not duplicates:
         found = [distinct(cells, raw.shape) for cells, raw in zip(found, maps, strict=True)]
@@ -52,7 +55,7 @@ def lead_guided(
     boxes = xyxy_of(targets[:, 2:6] * scale.repeat(2))
     owner = torch.full_like(columns.image, -1)  # the target of each column, -1: none
     for group in _groups(columns.image, targets[:, 0].long(), len(maps[0])):
-        _assign(group, columns, boxes, targets[:, 1].long(), owner, top)
+        _assign(group, columns, boxes, targets[:, 1].long(), owner, top, reachable)
     won = owner >= 0
     picked = []
     for level, cells in enumerate(found):
@@ -71,6 +74,9 @@ class Columns:
     level: Tensor
     place: Tensor  # row in the level's candidates
     box: Tensor  # (n, 4) xyxy in pixels
+    corner: Tensor  # (n, 2) of the cell, x and y in pixels
+    stride: Tensor  # (n, 1)
+    anchor: Tensor  # (n, 2) sides in pixels
     raw: Sequence[Tensor]  # of each level's candidates (c, 1 + K): objectness and classes before the sigmoid
 
     def costs(self, which: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,18 +102,23 @@ class Group:
 
 def _columns(maps: Sequence[Tensor], found: Sequence[Cells], anchors: Tensor, strides: Sequence[int]) -> Columns:
     """Candidates of all levels with what the detector says there, ordered by image, then level."""
-    boxes, raw = [], []
+    boxes, corners, sides, raw = [], [], [], []
     for values, cells, own, stride in zip(maps, found, anchors, strides, strict=True):
         said = cells.of(values.detach())  # (c, 5 + K)
         grid = torch.stack((cells.column, cells.row), dim=-1)
         local = at_least_float32(said[:, :4])
-        boxes.append(xyxy_of(boxes_at(local, own.to(local)[cells.anchor], grid, stride)))
+        anchor = own.to(local)[cells.anchor]
+        boxes.append(xyxy_of(boxes_at(local, anchor, grid, stride)))
+        corners.append(grid * stride)
+        sides.append(anchor * stride)
         raw.append(said[:, 4:])
     image = torch.cat([cells.image for cells in found])
     level = torch.cat([torch.full_like(cells.image, number) for number, cells in enumerate(found)])
     place = torch.cat([torch.arange(len(cells), device=image.device) for cells in found])
     order = image.argsort(stable=True)
-    return Columns(image[order], level[order], place[order], torch.cat(boxes)[order], raw)
+    steps = torch.tensor(list(strides), device=image.device)[level[order]][:, None]
+    where = (torch.cat(parts)[order] for parts in (boxes, corners))
+    return Columns(image[order], level[order], place[order], *where, steps, torch.cat(sides)[order], raw)
 
 
 def _groups(image: Tensor, of_target: Tensor, count: int) -> Iterator[Group]:
@@ -141,7 +152,9 @@ def _group(images: list[int], columns: Tensor, targets: Tensor, starts: list[Ten
     return Group(column, real, rows[target], true)
 
 
-def _assign(group: Group, columns: Columns, boxes: Tensor, classes: Tensor, owner: Tensor, top: int) -> None:
+def _assign(
+    group: Group, columns: Columns, boxes: Tensor, classes: Tensor, owner: Tensor, top: int, reachable: bool
+) -> None:
     """Write the targets of a group's columns into `owner`."""
     flat, back = group.columns.unique(return_inverse=True)
     shared, by_class = columns.costs(flat)
@@ -153,11 +166,14 @@ def _assign(group: Group, columns: Columns, boxes: Tensor, classes: Tensor, owne
     for first in range(0, group.targets.shape[1], slices):
         target, true = group.targets[:, first : first + slices], group.true[:, first : first + slices]
         overlap = iou_matrix(boxes[target], columns.box[group.columns])  # (G, m, N)
-        overlap *= group.real[:, None] & true[..., None]
+        possible = group.real[:, None] & true[..., None]
+        if reachable:
+            possible = possible & _reached(boxes[target], columns, group.columns)
+        overlap *= possible
         k = overlap.topk(min(top, overlap.shape[-1])).values.sum(-1).long().clamp_(min=1)
         cost = by_class[classes[target][..., None], back[:, None]] + shared[back][:, None]
         cost = cost - IOU_WEIGHT * overlap.add_(1e-8).log_()
-        cost.masked_fill_(~(group.real[:, None] & true[..., None]), torch.inf)
+        cost.masked_fill_(~possible, torch.inf)
         lowest, whose = cost.min(1)  # of targets of equal cost the first
         better = lowest < best
         best = torch.where(better, lowest, best)
@@ -167,6 +183,13 @@ def _assign(group: Group, columns: Columns, boxes: Tensor, classes: Tensor, owne
         taker[image, place] = target[image, row]
     one = torch.where(count > 1, cheapest, taker)
     owner[group.columns[group.real]] = one[group.real]
+
+
+def _reached(boxes: Tensor, columns: Columns, which: Tensor) -> Tensor:
+    """Whether the cells of the columns `which` (G, N) can make the boxes (G, m, 4): (G, m, N)."""
+    center, sides = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
+    offset = (center[:, :, None] - columns.corner[which][:, None]) / columns.stride[which][:, None]
+    return reaches(offset, sides[:, :, None] / columns.anchor[which][:, None])
 
 
 def _cheapest(cost: Tensor, k: Tensor, true: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,5 +203,6 @@ def _cheapest(cost: Tensor, k: Tensor, true: Tensor) -> tuple[Tensor, Tensor, Te
         if bool(tied.any()):
             places[tied] = cost[tied].sort(stable=True).indices[:, : places.shape[-1]]
     taken = (torch.arange(places.shape[-1], device=k.device) < k[..., None]) & true[..., None]
+    taken &= values[..., : taken.shape[-1]] < torch.inf  # a target that no cell can reach takes none
     image, row, rank = taken.nonzero(as_tuple=True)
     return image, row, places[image, row, rank]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+CENTER, LARGEST = (-0.5, 1.5), 4.0  # where in cells, and how large in anchors, a cell's box can be (`decode`)
 DIRECTIONS = ((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1))  # center, left, up, right, down: what is taken off the center
 
 
@@ -55,11 +56,13 @@ def candidates(
     reach: float = 0.5,
     ratio: float = 4.0,
     duplicates: bool = False,
+    reachable: bool = False,
 ) -> list[Cells]:
     """Per level what targets (M, 6) propose; anchors (L, A, 2) in stride units, shapes (H, W) of the levels.
 
     duplicates: keep a cell that the same target proposes twice, as a center on the border of a cell does; off, the
-    first one stays. Rows: all centers, anchor by anchor, then all to the left, above, to the right, below.
+    first one stays. reachable: leave out cells that cannot make the target's box, as some at a reach of 1 cannot.
+    Rows: all centers, anchor by anchor, then all to the left, above, to the right, below.
     """
     found = []
     for own, (rows, columns) in zip(anchors, shapes, strict=True):
@@ -79,8 +82,20 @@ def candidates(
             mine = target[mask]
             parts.append((targets[mine, 0].long(), anchor[mask], row, column, mine))
         cells = Cells(*(torch.cat(field) for field in zip(*parts, strict=True)))
+        if reachable:
+            corner = torch.stack((cells.column, cells.row), dim=-1)
+            cells = cells[reaches(middle[cells.target] - corner, factor[cells.anchor, cells.target])]
         found.append(cells if duplicates else _once(cells, targets, (0, len(own), rows, columns)))
     return found
+
+
+def reaches(offset: Tensor, factor: Tensor) -> Tensor:
+    """Whether a cell can make a box: center (..., 2) from the cell's corner in cells, sides (..., 2) in anchors.
+
+    A sigmoid reaches no end of its range, so neither does the box.
+    """
+    low, high = CENTER
+    return ((offset > low) & (offset < high) & (factor < LARGEST)).all(-1)
 
 
 def distinct(cells: Cells, shape: Sequence[int]) -> Cells:

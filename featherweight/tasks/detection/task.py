@@ -83,14 +83,15 @@ class Detection:
         image_size: float | None = None,
         duplicates: bool = False,
         official_height: bool = False,
+        reachable: bool = False,
         nms: Nms | None = None,
     ) -> None:
         """classes: their names, or how many. gains: as published for 640 pixels, 80 classes, 3 levels; they are scaled.
 
         assign: "lead", by what the detector predicts, or "plain", every candidate. anchor_ratio: the largest factor
         between the sides of a target and an anchor. aux_weight: of the auxiliary heads' terms. image_size: what gains
-        are scaled by; each batch's own unless given. duplicates, official_height: as the official code (`assign`). nms:
-        of evaluation.
+        are scaled by; each batch's own unless given. duplicates, official_height: as the official code (`assign`).
+        reachable: cells that cannot make a target's box do not learn it. nms: of evaluation.
         """
         if assign not in ASSIGNMENTS:
             text = f"no {assign!r}; {closest(assign, ASSIGNMENTS)}Known: {', '.join(ASSIGNMENTS)}"
@@ -101,7 +102,7 @@ class Detection:
         self.classes = tuple(str(i) for i in range(classes)) if isinstance(classes, int) else tuple(classes)
         self.gains, self.assign, self.anchor_ratio, self.aux_weight = gains or Gains(), assign, anchor_ratio, aux_weight
         self.image_size, self.duplicates, self.official_height = image_size, duplicates, official_height
-        self.nms = nms or Nms.validation()
+        self.reachable, self.nms = reachable, nms or Nms.validation()
 
     @property
     def num_classes(self) -> int | None:
@@ -188,12 +189,12 @@ class Detection:
     def positives(self, output: Maps, targets: Tensor, *, reach: float = FINE, top: int = TOP) -> list[Cells]:
         """Which cells of each level are trained to find which target, by the lead maps."""
         shapes = [raw.shape[2:4] for raw in output]
-        known: dict[str, Any] = {"reach": reach, "ratio": self.anchor_ratio, "duplicates": self.duplicates}
-        found = candidates(targets, output.anchors, shapes, **known)
+        both: dict[str, Any] = {"duplicates": self.duplicates, "reachable": self.reachable}
+        found = candidates(targets, output.anchors, shapes, reach=reach, ratio=self.anchor_ratio, **both)
         if self.assign == "plain":
             return found
-        official = {"duplicates": self.duplicates, "official_height": self.official_height}
-        return lead_guided(output, targets, found, output.anchors, output.strides, top=top, **official)
+        known: dict[str, Any] = {"top": top, "official_height": self.official_height, **both}
+        return lead_guided(output, targets, found, output.anchors, output.strides, **known)
 
 
 def _placements(batch: Mapping[str, Tensor]) -> list[Placement]:
