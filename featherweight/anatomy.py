@@ -51,6 +51,8 @@ class Anatomy:
     projection: str = "attn.proj"
     num_heads: str = "num_heads"  # the attention's attribute
     widths: tuple[str, ...] = field(default=())  # further attributes that hold heads x head width
+    head_dim: str = ""  # the attribute that holds the width of a head, where there is one
+    scale: str = ""  # the attribute that scores are multiplied by, where there is one
     halves: Halves | None = None
     aux_head: str = ""  # a second classifier, of every token behind the prefix
     patches: Callable[[nn.Module], int] | None = None  # tokens behind the prefix, where the model can tell
@@ -70,6 +72,7 @@ OURS = Anatomy(
     head="head",
     run=_call,
     prefix=_prefix,
+    head_dim="head_dim",
     patches=lambda model: math.prod(model.config.grid),  # type: ignore[arg-type, union-attr]
     halves=Halves(
         attend=lambda block, x, y, mask: x + block.drop_path(block.attn(y, mask)),
@@ -92,6 +95,8 @@ TIMM = Anatomy(
     prefix=_prefix,
     patches=lambda model: int(model.patch_embed.num_patches),  # type: ignore[arg-type, union-attr]
     widths=("attn_dim",),
+    head_dim="head_dim",
+    scale="scale",
     halves=Halves(
         attend=lambda block, x, y, mask: x + block.drop_path1(block.ls1(block.attn(y, attn_mask=mask))),
         mlp=lambda block, x: x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))),
@@ -108,12 +113,44 @@ HF_VIT = Anatomy(
     qkv=("attention.q_proj", "attention.k_proj", "attention.v_proj"),
     projection="attention.o_proj",
     num_heads="num_attention_heads",
+    head_dim="head_dim",
+    scale="scaling",
     patches=lambda model: int(submodule(model, "vit.embeddings.patch_embeddings").num_patches),  # type: ignore[arg-type]
     halves=Halves(
         attend=lambda block, x, y, mask: x + block.dropout(block.attention(y, mask)[0]),
         mlp=lambda block, x: x + block.dropout(block.mlp(block.layernorm_after(x))),
         norm="layernorm_before",
     ),
+)
+
+
+def _no_patches(model: nn.Module) -> int:
+    raise LookupError(f"{type(model).__name__} reads text: its tokens are no patches of a picture")
+
+
+# Text models: for methods that look into blocks or narrow them, not for those that add or drop tokens.
+HF_BERT = Anatomy(
+    blocks="bert.encoder.layer",
+    norm="",  # each block ends with one
+    head="classifier",
+    run=lambda block, x, mask: block(x, attention_mask=mask),
+    prefix=_no_patches,
+    mlp=("intermediate.dense", "output.dense"),
+    attention="attention.self",
+    qkv=("attention.self.query", "attention.self.key", "attention.self.value"),
+    projection="attention.output.dense",
+    num_heads="num_attention_heads",
+    widths=("all_head_size",),
+)
+HF_DISTILBERT = replace(
+    HF_BERT,
+    blocks="distilbert.transformer.layer",
+    mlp=("ffn.lin1", "ffn.lin2"),
+    attention="attention",
+    qkv=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+    projection="attention.out_lin",
+    num_heads="n_heads",
+    widths=("dim",),
 )
 
 _BY_CLASS: dict[type[nn.Module], Anatomy] = {}
@@ -123,6 +160,8 @@ _BY_PLACE = {  # module and class name -> record
     ("timm.models.vision_transformer", "VisionTransformer"): TIMM,
     ("timm.models.deit", "VisionTransformerDistilled"): TIMM,
     ("transformers.models.vit.modeling_vit", "ViTForImageClassification"): HF_VIT,
+    ("transformers.models.bert.modeling_bert", "BertForSequenceClassification"): HF_BERT,
+    ("transformers.models.distilbert.modeling_distilbert", "DistilBertForSequenceClassification"): HF_DISTILBERT,
 }
 
 

@@ -16,7 +16,17 @@ from typing import Any
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
-from featherweight import __version__, cli_convert, cli_look, cli_plot, cli_predict, cli_run, cli_use, console
+from featherweight import (
+    __version__,
+    cli_convert,
+    cli_explain,
+    cli_look,
+    cli_plot,
+    cli_predict,
+    cli_run,
+    cli_use,
+    console,
+)
 from featherweight.console import Screen
 from featherweight.errors import FeatherweightError, OptionError, closest, missing_extra
 
@@ -39,6 +49,7 @@ VERBS: tuple[Callable[..., int], ...] = (
     *cli_use.VERBS,
     *cli_convert.VERBS,
     *cli_plot.VERBS,
+    *cli_explain.VERBS,
     *cli_look.VERBS,
 )
 

@@ -19,7 +19,7 @@ REASONS = frozenset({
     "missing", "missing_key", "non_finite", "not_a_checkpoint", "not_an_artifact", "not_an_image", "not_regular_file",
     "out_of_range", "shape_mismatch", "size_mismatch", "too_large", "trailing", "truncated", "unexpected_key",
     "unknown_category", "unknown_image", "unknown_key", "unknown_name", "unreadable", "unsafe_path", "unsafe_pickle",
-    "unsupported_format", "unsupported_op", "version",
+    "unsupported_format", "unsupported_op", "version", "wrong_order",
 })
 # fmt: on
 

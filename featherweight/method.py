@@ -25,6 +25,7 @@ class Pass:
     call: Callable[[nn.Module], Any]  # another model's output on this batch: in eval mode, without gradient
     progress: float  # the fraction of the run that is done, 0 at the first step
     task_terms: tuple[str, ...]  # the terms that are the task's own: what a distiller scales by 1 - alpha
+    criterion: Callable[[Any], dict[str, Tensor]] = lambda output: {}  # the task's own terms of another output
 
 
 class Method:

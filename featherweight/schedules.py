@@ -133,6 +133,11 @@ class Ramp:
         return self.decay * (1 - math.exp(-update / self.updates))
 
 
+def ramp_up(progress: float, share: float) -> float:
+    """From nearly 0 to 1 over the first `share` of a run: exp(-5 (1 - t)²) (Laine & Aila 2017, 1610.02242); 0: 1."""
+    return math.exp(-5 * (1 - min(progress / share, 1.0)) ** 2) if share else 1.0
+
+
 @dataclass(frozen=True)
 class Young:
     """A constant decay, but at first that of an average over all updates so far, and a few more."""

@@ -14,9 +14,28 @@ from typing import Annotated, Any, Literal
 
 from torch import nn
 
-from . import artifact
+from . import artifact, outlines
 from .beginning import check_teacher, start
 from .binding import Filled, Ratio, Within
+from .composition import (
+    CODEBOOK,
+    FLOATS,
+    LOOKS,
+    MASKS,
+    MEASURED,
+    MODEL,
+    NORM_LAYERS,
+    NORMS,
+    PLAIN,
+    RANGES,
+    TAUGHT,
+    TEACHER,
+    TRAINS,
+    Effect,
+    also,
+    composes,
+    restarting,
+)  # fmt: skip
 from .detecting import TASK
 from .errors import OptionError
 from .fitting import trained
@@ -28,14 +47,17 @@ from .methods.refit import refit
 from .models import zoo
 from .recipe import Count, Epochs, ModelSpec, Rate
 from .steps_detection import aux_heads, distill_detection, evaluate, fuse
+from .steps_distill import attention_transfer, dist, dkd, fitnets, minilm, rkd, similarity, tinybert
 from .steps_finetune import landscape, resolution
 from .steps_labels import token_labelling
 from .steps_recursion import depth, grouping, mixed_depth, recursion
+from .steps_together import mean_teacher, mutual, one, soup, swa
 from .steps_tokens import merge, tokens
 from .tasks.detection.answers import Answers, head_paths
 from .work import Work, current, finished_stage
 
 
+@composes(Effect(gives=(TEACHER,)))
 def teacher(work: Work, *, epochs: Epochs | None = None, images: Count | None = None, lr: Rate | None = None) -> Work:
     """The model that teaches: as `teacher:` of the recipe names it; trained here if it comes without weights."""
     spec = work.recipe.teacher
@@ -47,6 +69,7 @@ def teacher(work: Work, *, epochs: Epochs | None = None, images: Count | None = 
     return finished_stage(dataclasses.replace(work, teacher=model.eval()), "teacher", model, stays=False)
 
 
+@composes(Effect(needs={FLOATS: "training moves them"}, gives=(MODEL, NORMS)))
 def baseline(work: Work, *, epochs: Epochs | None = None, images: Count | None = None, lr: Rate | None = None) -> Work:
     """The model as it is, trained plainly: what everything after is compared with."""
     origin = start(_model(work), work)
@@ -54,6 +77,7 @@ def baseline(work: Work, *, epochs: Epochs | None = None, images: Count | None =
     return finished_stage(dataclasses.replace(work, origin=origin), "baseline", model)
 
 
+@composes(Effect(needs={FLOATS: "training moves them"}, gives=(MODEL, NORMS)))
 def train(work: Work, *, epochs: Epochs | None = None, images: Count | None = None, lr: Rate | None = None) -> Work:
     """Train the model on, with whatever methods earlier steps brought along."""
     origin = work.model if work.model is not None else start(_model(work), work)
@@ -61,12 +85,14 @@ def train(work: Work, *, epochs: Epochs | None = None, images: Count | None = No
     return finished_stage(dataclasses.replace(work, origin=work.origin or origin), "trained", model)
 
 
+@composes(Effect(gives=(MODEL,)))
 def load(work: Work) -> Work:
     """The model with the weights it comes with, untrained here: the start of a compression."""
     model = work.once("model", lambda: start(_model(work), work).eval())
     return finished_stage(dataclasses.replace(work, origin=model), "baseline", model)
 
 
+@composes(restarting(TAUGHT), outline=outlines.distilled)
 def distill(
     work: Work,
     *,
@@ -96,6 +122,14 @@ def distill(
     return finished_stage(dataclasses.replace(work, methods=(*work.methods, method)), f"{distance} distillation", model)
 
 
+CUTS = also(
+    TRAINS,
+    needs={PLAIN: "rows and columns are cut out of them"},
+    breaks={MASKS: "the layers that read what is cut are solved anew"},
+)
+
+
+@composes(CUTS, outline=outlines.pruned)
 def prune(
     work: Work,
     *,
@@ -123,6 +157,22 @@ def prune(
     return finished_stage(work, f"prune (MLP {mlp:.0%}, heads {heads:.0%})", work.once("model", make))
 
 
+INTEGERS = Effect(
+    gives=(RANGES,),
+    breaks={
+        FLOATS: "weights are integers after it",
+        PLAIN: "layers are of integers after it",
+        NORM_LAYERS: "they are folded into the convolutions",
+        CODEBOOK: "shared values are rounded one by one",
+    },
+)
+
+
+@composes(
+    also(INTEGERS, needs={MODEL: "", FLOATS: "they are rounded", NORMS: "they are folded into the convolutions"}),
+    marks={"int8": INTEGERS},
+    outline=outlines.integers,
+)
 def quantize(
     work: Work,
     *,
@@ -147,6 +197,7 @@ def quantize(
     return finished_stage(work, "int8", work.once("model", make))
 
 
+@composes(LOOKS)
 def export(
     work: Work,
     *,
@@ -163,6 +214,7 @@ def export(
     return export_model(work, formats=tuple(formats), images=images, form=form)
 
 
+@composes(also(LOOKS, gives=(MEASURED,)))
 def measure(
     work: Work,
     *,
@@ -177,6 +229,7 @@ def measure(
     return measure_stages(work, batch=tuple(batch), repeats=repeats, budget_s=budget_s, part=part)
 
 
+@composes(Effect(needs={MEASURED: ""}))
 def report(work: Work, *, samples: Annotated[int, Within(0, 64)] = 8) -> Work:
     """The page, and the same numbers for programs."""
     from .story import write_report
@@ -189,7 +242,8 @@ STEPS: dict[str, Callable[..., Work]] = {
     for step in (
         teacher, baseline, load, train, distill, token_labelling, tokens, merge, prune, recursion, grouping,
         mixed_depth, depth, resolution, quantize, export, measure, landscape, report, aux_heads, distill_detection,
-        fuse, evaluate,
+        fuse, evaluate, fitnets, attention_transfer, similarity, rkd, dkd, dist, tinybert, minilm, one, mutual,
+        mean_teacher, swa, soup,
     )
 }  # fmt: skip
 

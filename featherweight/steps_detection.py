@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 from torch import nn
 
-from . import detection_plots
+from . import detection_plots, outlines
 from .beginning import start
 from .binding import Within
+from .composition import FLOATS, LOOKS, MODEL, NORM_LAYERS, NORMS, TEACHER, Effect, composes
 from .errors import OptionError
 from .fitting import trained
 from .methods.aux_heads import AuxHeads
@@ -27,11 +28,13 @@ from .work import Work, current, finished_stage
 Weight = Annotated[float, Within(0.0, 1e6)]
 
 
+@composes(Effect())
 def aux_heads(work: Work, *, at: Sequence[str] = ()) -> Work:
     """Auxiliary heads in every training that follows, at the modules named, or where the model says."""
     return dataclasses.replace(work, methods=(*work.methods, AuxHeads(tuple(at))))
 
 
+@composes(Effect(needs={TEACHER: "", FLOATS: "training moves them"}, gives=(MODEL, NORMS)))
 def distill_detection(
     work: Work,
     *,
@@ -60,12 +63,21 @@ def distill_detection(
     return finished_stage(after, "distillation", model)
 
 
+FOLDS = {NORM_LAYERS: "they are folded into the convolutions"}
+
+
+@composes(
+    Effect(needs={MODEL: "", FLOATS: "", NORMS: "they are folded into the convolutions"}, breaks=FOLDS),
+    marks={"merge_parts": Effect(breaks=FOLDS)},
+    outline=outlines.fused,
+)
 def fuse(work: Work) -> Work:
     """The form for deployment: what training made of several parts becomes one, compared with the model."""
     before = current(work)
     return finished_stage(work, "fused", work.once("model", lambda: merged(copy.deepcopy(before).eval())))
 
 
+@composes(LOOKS)
 def evaluate(work: Work, *, part: Literal["val", "test"] = "val", images: Count | None = None) -> Work:
     """COCO's twelve numbers of the model, whole and by class, as evaluation.json; curves and errors in figures/."""
     model = current(work)

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from . import official
+from . import official, outlines
 from .beginning import check_teacher
 from .binding import Within
+from .composition import LOOKS, composes
 from .errors import OptionError
 from .landscape import landscape as around
 from .landscape import save
@@ -22,6 +23,7 @@ from .work import Work, current, finished_stage
 Side = Annotated[int, Within(1, 16384)]
 
 
+@composes(LOOKS, outline=outlines.resized)
 def resolution(
     work: Work,
     *,
@@ -44,6 +46,7 @@ def resolution(
     return finished_stage(after, f"at {sides[1]}x{sides[0]}", model)
 
 
+@composes(LOOKS)
 def landscape(
     work: Work,
     *,

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from . import artifact
 from .binding import Ratio, Within
+from .composition import TAUGHT, TRAINS, Effect, composes, restarting
 from .errors import OptionError
 from .fitting import trained
 from .methods import label_maps
@@ -22,6 +23,11 @@ FILE = "labels.safetensors"
 Weight = Annotated[float, Within(0.0, 1e6)]
 
 
+def _learning(options: Mapping[str, Any]) -> Effect:
+    return restarting(TAUGHT if options["labels"] == "teacher" else TRAINS)(options)
+
+
+@composes(_learning)
 def token_labelling(
     work: Work,
     *,

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 from torch import nn
 
-from . import randomness
+from . import outlines, randomness
 from .binding import Filled, Within
+from .composition import LOOKS, TRAINS, composes, restarting
 from .errors import OptionError
 from .fitting import trained
 from .methods import grouping as groups_of
@@ -24,6 +25,7 @@ from .work import Work, current, finished_stage
 Loops = Annotated[int, Within(1, 1000)]
 
 
+@composes(restarting(TRAINS), outline=outlines.recursed)
 def recursion(
     work: Work,
     *,
@@ -43,6 +45,7 @@ def recursion(
     return finished_stage(work, f"recursion ({loops} loops)", model)
 
 
+@composes(restarting(TRAINS), outline=outlines.grouped)
 def grouping(
     work: Work,
     *,
@@ -61,6 +64,7 @@ def grouping(
     return finished_stage(work, f"grouping ({groups} groups)", model)
 
 
+@composes(restarting(TRAINS))
 def mixed_depth(
     work: Work,
     *,
@@ -79,6 +83,7 @@ def mixed_depth(
     return finished_stage(work, "mixed depth", model)
 
 
+@composes(LOOKS, outline=outlines.depth)
 def depth(work: Work, *, loops: Loops = 1) -> Work:
     """The model with no block run more than `loops` times, as it is: what mixed depth prepared it for."""
     before = current(work)

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from torch import nn
 
+from . import outlines
 from .binding import Filled, Ratio, Within
+from .composition import MODEL, TOKENS, TRAINS, Effect, also, composes
 from .errors import OptionError
 from .fitting import trained
 from .methods import dynamicvit_loss as losses
@@ -27,6 +29,11 @@ Weight = Annotated[float, Within(0.0, 1e6)]
 Merged = Annotated[int, Within(0, 1_000_000)]
 
 
+FEWER = Effect(breaks={TOKENS: "some are dropped or merged"})
+SPARSE = {"sparse_tokens": FEWER, "sparse_stage": FEWER}
+
+
+@composes(also(TRAINS, breaks=FEWER.breaks), marks=SPARSE, outline=outlines.tokens)
 def tokens(
     work: Work,
     *,
@@ -68,6 +75,11 @@ def tokens(
     return finished_stage(dataclasses.replace(work, methods=methods), f"tokens ({said})", model)
 
 
+def _merging(options: Mapping[str, Any]) -> Effect:
+    return also(TRAINS if options["epochs"] else Effect(needs={MODEL: ""}), breaks=FEWER.breaks)
+
+
+@composes(_merging, marks={"merge_tokens": FEWER}, outline=outlines.merge)
 def merge(
     work: Work,
     *,

@@ -204,7 +204,8 @@ class Loop:
         with mixed, lone_sample(model, _size(batch)):
             output = plan.task.forward(self.wrapped, batch)
             terms = dict(plan.task.loss(output, batch))
-            run = Pass(model, batch, output, partial(answer, plan.task, batch, model), progress, tuple(terms))
+            call = partial(answer, plan.task, batch, model)
+            run = Pass(model, batch, output, call, progress, tuple(terms), lambda o: plan.task.loss(o, batch))
             for method in plan.methods:
                 terms = method.loss(terms, run)
         values = dict(zip(terms, torch.stack([term.detach().float() for term in terms.values()]).tolist(), strict=True))

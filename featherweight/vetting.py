@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .binding import bind
+from .composition import NORMS, WrongOrder, walk
 from .detecting import STEPS as DETECTION_STEPS
 from .detecting import TASK, task_of_model
 from .errors import InputError, OptionError, closest, shown
+from .modes import BATCH_NORMS
+from .runtime import record
+from .surgery import edits_of
 
 if TYPE_CHECKING:
     from torch import nn
 
     from .recipe import DataSpec, ModelSpec, Recipe, Step
 
-MAKERS = ("baseline", "load", "train")  # steps that need no model before them
-FREE = ("teacher", "aux_heads", "distill_detection")  # others that need none
-TAUGHT = ("distill", "distill_detection")
-SAME_BLOCKS = {"teacher", *MAKERS, "distill", "token_labelling", "prune"}  # steps that leave the number of blocks
+# steps that leave the number of blocks
+SAME_BLOCKS = {"teacher", "baseline", "load", "train", "distill", "token_labelling", "prune"}
 OTHER_BLOCKS = {"tokens", "recursion", "grouping", "mixed_depth", "depth"}  # steps that change them
 TRAINED = {"restart", "epochs", "images", "lr"}  # options of a step that are about its training
 LONGEST_NAME = 200  # bytes of a folder's name
@@ -149,21 +151,53 @@ def _augment(recipe: Recipe, path: str | Path) -> None:
 
 
 def _order(recipe: Recipe, path: str | Path) -> None:
-    """Each step finds what it needs."""
-    names = [step.name for step in recipe.steps]
+    """Each step finds what it needs, and undoes nothing that one before it worked for."""
+    from .recipe import defaults
+
     for number, step in enumerate(recipe.steps):
-        name, before, missing = step.name, names[:number], ""
-        taught = name in TAUGHT or (name == "token_labelling" and step.options.get("labels") != "image")
-        if name == "teacher" and recipe.teacher is None:
-            missing = "the recipe does not say which model teaches: add `teacher: resnet_digits`, say"
-        elif taught and "teacher" not in before:
-            missing = "there is no teacher yet: put a step `teacher` before it"
-        elif name == "report" and "measure" not in before:
-            missing = "there is nothing to report yet: put a step `measure` before it"
-        elif name not in (*MAKERS, *FREE) and not {*MAKERS, "distill_detection"} & set(before):
-            missing = f"there is no model yet: put a step {', '.join(f'`{maker}`' for maker in MAKERS)} before it"
-        if missing:
-            raise InputError(path, "missing_key", f"steps[{number}].{name}: {missing}")
+        if step.name == "teacher" and recipe.teacher is None:
+            text = "the recipe does not say which model teaches: add `teacher: resnet_digits`, say"
+            raise InputError(path, "missing_key", f"steps[{number}].teacher: {text}")
+    steps = [(step.name, {**defaults(step.name), **step.options}) for step in recipe.steps]
+    done = _edits(recipe.model)
+    try:
+        try:
+            walk(steps, done=done)
+        except WrongOrder as error:
+            if error.fact is not NORMS or _has_norms(recipe.model):
+                raise
+            walk(steps, done=done, lasting=[NORMS])
+    except WrongOrder as error:
+        raise InputError(path, error.reason, f"{error.where}: {error.text}") from None
+
+
+def _has_norms(spec: ModelSpec | None) -> bool:
+    """Whether a model that can be built from its name has batch norms; of one that cannot, nothing is claimed."""
+    import torch
+
+    from . import artifact
+    from .models import zoo
+
+    if spec is None:
+        return False
+    if artifact.is_artifact(spec.name):
+        model = artifact.load(spec.name)
+    else:
+        with torch.device("meta"):
+            model = zoo.create(spec.name, **spec.config)
+    return any(isinstance(module, BATCH_NORMS) for module in model.modules())
+
+
+def _edits(spec: ModelSpec | None) -> list[str]:
+    """Kinds of the edits of a saved model."""
+    from . import artifact
+
+    if spec is None or not artifact.is_artifact(spec.name):
+        return []
+    path = Path(spec.name)
+    if path.is_dir():  # its record says it without the weights
+        return [str(edit.get("kind")) for edit in record.read(path).edits if isinstance(edit, dict)]
+    return [edit.kind for edit in edits_of(artifact.load(path))]
 
 
 def _blocks(recipe: Recipe, path: str | Path) -> None:

@@ -50,5 +50,6 @@ def without(model: M, name: str) -> M:
             for key, hook in list(table.items()):
                 if getattr(hook.func if isinstance(hook, partial) else hook, "__self__", None) is listener:
                     del table[key]
+                    module._forward_hooks_with_kwargs.pop(key, None)
     delattr(new, name)
     return new
