@@ -21,8 +21,8 @@ from .methods.distill_detection import DistillDetection
 from .methods.fuse import fuse as merged
 from .recipe import Count, Epochs, Rate
 from .scores import coco
+from .tasks.detection.detectors import detector_of
 from .tasks.detection.loss import Gains
-from .tasks.detection.task import detector_of
 from .work import Work, current, finished_stage
 
 Weight = Annotated[float, Within(0.0, 1e6)]
@@ -54,7 +54,7 @@ def distill_detection(
     if begin is None:
         begin = _first(work)
     method.prepare(begin)  # a teacher that does not fit is said now
-    stride = max(detector_of(work.teacher).head.strides)  # type: ignore[union-attr, arg-type]
+    stride = max(detector_of(work.teacher).head.strides)
     if any(side % stride for side in work.preprocess.size):
         text = f"{work.preprocess.size} is no multiple of the teacher's largest stride, {stride}"
         raise OptionError("image_size", text)
