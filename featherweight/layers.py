@@ -3,10 +3,19 @@
 
 from __future__ import annotations
 
+import copy
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
-from .surgery import Aside
+from .surgery import Aside, all_of, put
+
+M = TypeVar("M", bound=nn.Module)
+SIZES = (
+    "in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation",
+    "groups",
+)  # fmt: skip
 
 
 class DropPath(nn.Module):
@@ -25,6 +34,47 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
+
+
+class Factors(nn.Sequential):
+    """Layers in a row that stand for one: factors of its weight. It tells the sizes of the one to hosts that ask."""
+
+    def __init__(self, stands_for: nn.Module, *factors: nn.Module) -> None:
+        super().__init__()
+        for number, factor in enumerate(factors):
+            self.add_module(str(number), factor)
+        for name in SIZES:
+            if hasattr(stands_for, name):
+                setattr(self, name, getattr(stands_for, name))
+
+    @property
+    def weight(self) -> Tensor:
+        """The first factor's: hosts look at its type and place to know what to feed in."""
+        return self[0].weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The last factor's, which is the one that has it."""
+        return self[-1].bias  # type: ignore[return-value]
+
+
+class Compact(nn.Module):
+    """A layer that stores fewer numbers than it computes with; what a runtime gets is `expanded`."""
+
+    def expanded(self) -> nn.Module:
+        """The equal plain layer, with every number written out."""
+        raise TypeError(f"{type(self).__name__} has no expanded form")
+
+
+def expanded(model: M) -> M:
+    """The model with each compact layer written out, for a file of a runtime; itself where there is none."""
+    if not any(isinstance(module, Compact) for module in model.modules()):
+        return model
+    new: nn.Module = copy.deepcopy(model)
+    for path, module in all_of(new, Compact).items():
+        made = module.expanded().train(module.training)
+        new = made if path == "" else put(new, path, made)
+    return new  # type: ignore[return-value]
 
 
 class TwoHeads(nn.Module):

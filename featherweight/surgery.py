@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ JSON = Any
 M = TypeVar("M", bound=nn.Module)
 _KINDS: dict[str, Callable[..., nn.Module]] = {}
 _RECORD = "_featherweight_edits"
+_REPLAYING = ContextVar("_REPLAYING", default=False)
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,21 @@ def apply(model: M, edits: Iterable[Edit]) -> M:
         new = made if edit.path == "" else put(new, edit.path, made)
     record(new, edits_of(model) + edits)
     return new  # type: ignore[return-value]
+
+
+@contextmanager
+def replaying() -> Iterator[None]:
+    """While inside, edits only make the structure: the numbers follow from a file."""
+    before = _REPLAYING.set(True)
+    try:
+        yield
+    finally:
+        _REPLAYING.reset(before)
+
+
+def has_values(weight: Tensor) -> bool:
+    """Whether an edit has to work out numbers from this weight: not of an outline, nor where a file has them."""
+    return not weight.is_meta and not _REPLAYING.get()
 
 
 def edits_of(model: nn.Module) -> tuple[Edit, ...]:
