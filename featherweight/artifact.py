@@ -9,7 +9,7 @@ the record too and a digest over all its bytes, so it can travel alone. Not here
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from .checkpoint import pack, unpack
 from .doors import checkpoint, door
 from .errors import FeatherweightError, InputError, OptionError
 from .files import publish
-from .models import zoo
+from .models import yolov7_forms, zoo
+from .models.yolov7 import YOLOv7
 from .runtime.preprocess import Preprocess
 from .runtime.record import RECORD, TASKS, WEIGHTS, Record
 from .surgery import Edit, apply, edits_of
@@ -115,14 +116,23 @@ def _task_of(base: Mapping[str, Any] | None) -> str:
     return TASKS[1] if base is not None and base["name"] == "yolov7" else TASKS[0]
 
 
-def with_classes(model: nn.Module, count: int) -> nn.Module:
-    """The same untouched model with a new classifier of `count` classes. OptionError for an edited or unknown one."""
+def with_classes(
+    model: nn.Module, classes: Sequence[str], *, tell: Callable[[str], None] = lambda text: None
+) -> nn.Module:
+    """The same untouched model with a new classifier of these classes. OptionError for an edited or unknown one.
+
+    Of a detector only the classes are new, and of those the ones whose names its record does not have; it is told.
+    """
     base = zoo.base_of(model)
     if base is None or edits_of(model):
         raise OptionError(
             "reset_head", "only a model of the table, before any compression, can be given a new classifier"
         )
-    new = zoo.build({"name": base["name"], "config": {**base["config"], "num_classes": count}})
+    record = record_of(model)
+    if isinstance(model, YOLOv7):
+        known: dict[str, Any] = {"names": record.classes if record else (), "wanted": classes}
+        return yolov7_forms.changed(model, tell=tell, num_classes=len(classes), **known)
+    new = zoo.build({"name": base["name"], "config": {**base["config"], "num_classes": len(classes)}})
     state = new.state_dict()
     fits = {
         name: tensor

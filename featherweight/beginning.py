@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ def start(spec: ModelSpec, work: Work) -> nn.Module:
     else:
         with randomness.kept():
             torch.manual_seed(work.recipe.seed)
-            model = _made(spec, len(work.data.classes), work)
+            model = _made(spec, work)
     return _fitting(model, spec, work)
 
 
@@ -42,8 +43,9 @@ def resized(model: nn.Module, spec: ModelSpec) -> nn.Module:
     return model if size is None else official.resized(model, size)
 
 
-def _made(spec: ModelSpec, classes: int, work: Work) -> nn.Module:
+def _made(spec: ModelSpec, work: Work) -> nn.Module:
     """A model of the table with random weights or those of a file, which may know another number of classes."""
+    classes = len(work.data.classes)
     model = official.create(spec.name, **{"num_classes": classes, **spec.config})
     if spec.weights is None:
         return model
@@ -52,7 +54,14 @@ def _made(spec: ModelSpec, classes: int, work: Work) -> nn.Module:
     if theirs not in (None, classes) and not spec.reset_head:
         text = f"{shown(spec.weights)} has {theirs} classes, the data {classes}; reset_head trains a new classifier"
         raise OptionError("weights", text)
-    return official.load(model, file, tell=lambda text: work.tell({"event": "note", "text": text}))
+    if spec.reset_head and work.recipe.task == detecting.TASK:
+        artifact.remember(model, classes=work.data.classes)  # a detector keeps those of the same names
+    return official.load(model, file, tell=_notes(work))
+
+
+def _notes(work: Work) -> Callable[[str], None]:
+    """Where notes of this run go."""
+    return lambda text: work.tell({"event": "note", "text": text})
 
 
 def _fitting(model: nn.Module, spec: ModelSpec, work: Work) -> nn.Module:
@@ -67,7 +76,7 @@ def _fitting(model: nn.Module, spec: ModelSpec, work: Work) -> nn.Module:
     if spec.reset_head:
         with randomness.kept():
             torch.manual_seed(work.recipe.seed)
-            return artifact.with_classes(model, len(wanted))
+            return artifact.with_classes(model, wanted, tell=_notes(work))
     theirs = f"{count} classes{_some(names)}"
     text = f"{shown(spec.name)} knows {theirs}, the data has {len(wanted)}{_some(wanted)}"
     raise OptionError("data", f"{text}; reset_head trains a new classifier")

@@ -11,7 +11,7 @@ classes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -116,7 +116,10 @@ def named(name: str, file: File, tell: Tell, config: Mapping[str, Any]) -> nn.Mo
 
 
 def into(model: nn.Module, file: File, *, tell: Tell) -> nn.Module:
-    """The file's weights in the model's form and with its number of classes; the anchors are the file's."""
+    """The file's weights in the model's form and with its classes; the anchors are the file's.
+
+    A model that knows its classes by name (`artifact.remember`) keeps of the file those of the same names.
+    """
     if not isinstance(model, YOLOv7):
         says = file.detector.says if file.detector else "a detector"
         raise InputError(file.path, "shape_mismatch", f"holds {says}, not a {type(model).__name__}")
@@ -124,7 +127,9 @@ def into(model: nn.Module, file: File, *, tell: Tell) -> nn.Module:
         raise InputError(file.path, "shape_mismatch", "belongs to a detector without edits; load it, then edit it")
     mine = model.config
     found = _held(file, asdict(mine))
-    return create(found, mine.variant, tell=tell, form=mine.form, num_classes=mine.num_classes)
+    record = artifact.record_of(model)
+    wanted = record.classes if record else ()
+    return create(found, mine.variant, tell=tell, wanted=wanted, form=mine.form, num_classes=mine.num_classes)
 
 
 def classes_of(model: nn.Module, file: File) -> int:
@@ -171,9 +176,10 @@ def build(found: Detector) -> YOLOv7:
     return model.eval()
 
 
-def create(found: Detector, variant: str, *, tell: Tell, **config: Any) -> nn.Module:
+def create(found: Detector, variant: str, *, tell: Tell, wanted: Sequence[str] = (), **config: Any) -> nn.Module:
     """The model of a file as `variant` with these fields of its configuration; what had to be adapted is told.
 
+    wanted: the names of its classes, where they are not those of the file.
     InputError where the file holds another variant.
     """
     held = found.config
@@ -186,8 +192,9 @@ def create(found: Detector, variant: str, *, tell: Tell, **config: Any) -> nn.Mo
     zoo.check("yolov7", **{**held, **config})
     model = build(found)
     differs = {key: value for key, value in config.items() if key != "variant" and held.get(key) != value}
-    new = yolov7_forms.changed(model, tell=lambda text: tell(f"{shown(found.path)}: {text}"), **differs).eval()
-    names = found.names if new.head.num_classes == held.get("num_classes") else ()
+    known: dict[str, Any] = {"names": found.names, "wanted": wanted}
+    new = yolov7_forms.changed(model, tell=lambda text: tell(f"{shown(found.path)}: {text}"), **known, **differs).eval()
+    names = tuple(wanted) or (found.names if new.head.num_classes == held.get("num_classes") else ())
     height, width = new.config.image_size
     artifact.remember(new, classes=names, preprocess=replace(DETECTOR, size=(height, width)))
     return new

@@ -96,10 +96,26 @@ def test_another_number_of_classes_is_a_note_and_the_rest_stays(tmp_path: Path) 
     told: list[str] = []
     again = create(path, num_classes=7, form="training", tell=told.append)
     assert again.head.num_classes == 7 and len(again.head.ia) == 2
-    assert told == [f"{path}: 3 classes in the file, 7 here; the head starts untrained"]
+    assert told == [f"{path}: 3 classes in the file, 7 here; boxes and objectness stay, the classes start untrained"]
+    for before, after in zip(maps(model), maps(again), strict=True):
+        torch.testing.assert_close(after[..., :5], before[..., :5], atol=1e-5, rtol=1e-5)
     state, found = model.state_dict(), again.state_dict()
     assert all(torch.equal(state[key], found[key]) for key in state if not key.startswith("model.15.m."))
     assert torch.equal(again.head.anchors, model.head.anchors)
+
+
+def test_a_model_that_names_its_classes_keeps_those_of_a_file_by_name(tmp_path: Path) -> None:
+    model, told = detector("training"), list[str]()
+    path = yolo_files.write(tmp_path / "x.pt", model)
+    mine = detector("training", num_classes=2)
+    artifact.remember(mine, classes=("other", "kind 2"))
+    again = official.load(mine, path, tell=told.append)
+    assert "boxes, objectness and 1 class of the same name stay, the others start untrained" in told[-1]
+    assert artifact.record_of(again).classes == ("other", "kind 2")  # type: ignore[union-attr]
+    for before, after in zip(maps(model), maps(again), strict=True):
+        torch.testing.assert_close(
+            after[..., [0, 1, 2, 3, 4, 6]], before[..., [0, 1, 2, 3, 4, 7]], atol=1e-5, rtol=1e-5
+        )
 
 
 def test_training_becomes_deploy_and_back_with_the_same_answer(tmp_path: Path) -> None:

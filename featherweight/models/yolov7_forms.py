@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,14 +14,23 @@ from ..convs import fused
 from ..surgery import edits_of
 from . import zoo
 from .yolov7 import YOLOv7
+from .yolov7_classes import carried, same_classes
 
 
-def changed(model: YOLOv7, *, tell: Callable[[str], None] = lambda text: None, **config: Any) -> YOLOv7:
+def changed(
+    model: YOLOv7,
+    *,
+    tell: Callable[[str], None] = lambda text: None,
+    names: Sequence[str] = (),
+    wanted: Sequence[str] = (),
+    **config: Any,
+) -> YOLOv7:
     """A detector with other fields of its configuration and these weights, wherever they fit.
 
     training -> deploy: implicit vectors are merged into the head, auxiliary branches go; the answer stays. deploy ->
     training: implicit vectors begin without effect, so the answer stays too; auxiliary branches begin untrained. With
-    other classes the head's convolutions begin untrained. TypeError for a model that was edited.
+    other classes the head keeps its boxes and objectness, and classes that are in `names`, those of the model, and in
+    `wanted`, those of the new one; other classes begin untrained. TypeError for a model that was edited.
     """
     if edits_of(model):
         raise TypeError("only a detector without edits can be built in another form")
@@ -32,14 +41,38 @@ def changed(model: YOLOv7, *, tell: Callable[[str], None] = lambda text: None, *
     if "anchors" in config:
         state = {key: tensor for key, tensor in state.items() if not key.endswith((".anchors", ".anchor_grid"))}
     fits = {key: t for key, t in state.items() if key in own and own[key].shape == t.shape}
+    fits |= _head(model, new, state, names, wanted, tell)
     _without_effect(new, fits)
     new.load_state_dict(fits, strict=False)
-    if new.head.num_classes != model.head.num_classes:
-        tell(f"{model.head.num_classes} classes in the file, {new.head.num_classes} here; the head starts untrained")
     untrained = [key for key in own if key not in fits and not key.startswith(f"model.{len(new.model) - 1}.")]
     if untrained or (new.head.m2 and not model.head.m2):
         tell("has no auxiliary branches; they start untrained")
     return new.train(model.training)
+
+
+def _head(
+    model: YOLOv7, new: YOLOv7, state: dict[str, Tensor], names: Sequence[str], wanted: Sequence[str], tell: Any
+) -> dict[str, Tensor]:
+    """The head's weights for other classes, none where they are the same; what became of them is told."""
+    before, after = model.head.num_classes, new.head.num_classes
+    known = len(names) == before and len(wanted) == after
+    if before == after and (not known or list(names) == list(wanted)):
+        return {}
+    pairs = same_classes(wanted, names) if known and before > 1 else []  # a single class is never trained
+    last = f"model.{len(new.model) - 1}."
+    theirs = {key.removeprefix(last): tensor for key, tensor in state.items() if key.startswith(last)}
+    found = carried(new.head, theirs, before, pairs)
+    if not found:
+        tell(f"{_classes(before)} in the file, {after} here, and other anchors; the head starts untrained")
+        return {}
+    kept = f"boxes, objectness and {_classes(len(pairs))} of the same name" if pairs else "boxes and objectness"
+    rest = "" if len(pairs) == after else f", {'the others' if pairs else 'the classes'} start untrained"
+    tell(f"{_classes(before)} in the file, {after} here; {kept} stay{rest}")
+    return {f"{last}{key}": tensor for key, tensor in found.items()}
+
+
+def _classes(count: int) -> str:
+    return f"{count} class{'' if count == 1 else 'es'}"
 
 
 def _state(model: YOLOv7, new: YOLOv7) -> dict[str, Tensor]:

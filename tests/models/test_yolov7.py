@@ -207,8 +207,47 @@ def test_another_form_or_other_classes_keep_what_fits() -> None:
     told: list[str] = []
     new = changed(model, num_classes=5, anchors=[[1, 2, 3, 4, 5, 6]] * 3, tell=told.append)
     state, own = new.state_dict(), model.state_dict()
-    assert told == ["2 classes in the file, 5 here; the head starts untrained"]
+    assert told == ["2 classes in the file, 5 here; boxes and objectness stay, the classes start untrained"]
     assert all(torch.equal(state[key], own[key]) for key in own if not key.startswith("model.9."))
     assert new.head.anchor_grid.flatten().tolist() == [1, 2, 3, 4, 5, 6] * 3
     with pytest.raises(TypeError, match="custom has other layers than yolov7"):
         changed(model, variant="yolov7")
+    changed(model, num_classes=5, anchors=[[1, 2, 3, 4]] * 3, tell=told.append)
+    assert told[1:] == ["2 classes in the file, 5 here, and other anchors; the head starts untrained"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["deploy", "training"])
+def test_with_other_classes_boxes_objectness_and_classes_of_the_same_name_answer_as_before(form: str) -> None:
+    model, told = tiny(form="training", num_classes=3), list[str]()
+    names = {"names": ["cat", "dog", "bird"], "wanted": ["Bird ", "fish", "cow", "cat"]}
+    new = changed(model, num_classes=4, form=form, tell=told.append, **names)
+    kept = "boxes, objectness and 2 classes of the same name stay"
+    assert told == [f"3 classes in the file, 4 here; {kept}, the others start untrained"]
+    images = fill.image("classes", (2, 3, 64, 64))
+    for before, after, conv in zip(model(images), new(images), new.head.m, strict=True):
+        torch.testing.assert_close(after[..., :5], before[..., :5], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(after[..., [5, 8]], before[..., [7, 5]], atol=1e-5, rtol=1e-5)
+        fresh = conv.bias.view(3, -1)[:, [6, 7]]  # type: ignore[union-attr, operator]
+        assert bool((fresh < math.log(0.6 / 3.01) + 1).all()) and float(fresh.mean()) < -1
+        assert not torch.equal(after[..., 6], before[..., 6])
+
+
+@torch.no_grad()
+def test_as_many_other_classes_are_told_apart_by_name() -> None:
+    model, told = tiny(form="training"), list[str]()
+    images = fill.image("classes", (1, 3, 64, 64))
+    same = changed(model, tell=told.append, names=["a", "b"], wanted=["a", "b"])
+    assert told == [] and all(map(torch.equal, same(images), model(images)))
+    swapped = changed(model, tell=told.append, names=["a", "b"], wanted=["b", "a"])
+    assert told == ["2 classes in the file, 2 here; boxes, objectness and 2 classes of the same name stay"]
+    for before, after in zip(model(images), swapped(images), strict=True):
+        assert torch.equal(after[..., [6, 5]], before[..., 5:]) and torch.equal(after[..., :5], before[..., :5])
+
+
+@torch.no_grad()
+def test_a_single_class_was_never_trained_and_is_not_kept() -> None:
+    told: list[str] = []
+    new = changed(tiny(num_classes=1), num_classes=2, tell=told.append, names=["a"], wanted=["a", "b"])
+    assert told == ["1 class in the file, 2 here; boxes and objectness stay, the classes start untrained"]
+    assert new.head.num_classes == 2
