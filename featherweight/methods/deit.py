@@ -19,7 +19,7 @@ from ..errors import OptionError
 from ..layers import TwoHeads
 from ..surgery import Aside, Edit, all_of, apply, edit_kind, find, put, submodule
 from ..train import Pass
-from .distill import Distance, Distill, hard, share, taught
+from .distill import Distance, Distill, check_teacher, hard, share, taught
 
 
 class DistillationToken(Around):
@@ -129,6 +129,8 @@ class TokenDistill(Distill):
     distance: Distance = hard
 
     def prepare(self, model: nn.Module) -> nn.Module:
+        """A copy with the token. OptionError for a teacher of other classes."""
+        check_teacher(model, self.teacher)
         return apply(model, plan(model))
 
     def loss(self, terms: dict[str, Tensor], run: Pass) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ..errors import OptionError
 from ..train import Method, Pass
 
+OTHERS = "answers with {theirs} classes, the student with {mine}; both need the data's"
 Distance = Callable[[Tensor, Tensor, float], Tensor]
 
 
@@ -65,12 +66,35 @@ def check_weights(alpha: float, temperature: float) -> None:
         raise OptionError("temperature", f"{temperature!r} is not above 0")
 
 
+def classes_of(model: nn.Module) -> int | None:
+    """How many classes a classifier answers with, as far as it says: by a number of its own or its configuration's, or
+    by the linear layer that its head is or ends with. None where it does not."""
+    model = getattr(model, "teacher", model)  # of one that recalls (`answers.Remembered`)
+    config = getattr(model, "config", None)
+    for where, name in ((model, "num_classes"), (config, "num_classes"), (config, "num_labels")):
+        if isinstance(found := getattr(where, name, None), int) and not isinstance(found, bool) and found > 0:
+            return found
+    for part in (*(getattr(model, name, None) for name in ("head", "fc", "classifier")), model):
+        while isinstance(part, nn.Sequential) and len(part):
+            part = part[-1]
+        if isinstance(part, nn.Linear):
+            return part.out_features
+    return None
+
+
+def check_teacher(model: nn.Module, teacher: nn.Module) -> None:
+    """OptionError where both say how many classes they know, and it is not the same number."""
+    mine, theirs = classes_of(model), classes_of(teacher)
+    if mine is not None and theirs is not None and mine != theirs:
+        raise OptionError("teacher", OTHERS.format(theirs=theirs, mine=mine))
+
+
 def taught(logits: Tensor, run: Pass, teacher: nn.Module) -> Tensor:
     """The teacher's logits (B, K) on the batch; OptionError where it knows other classes than the student."""
     answer: Tensor = run.call(teacher)
     if answer.shape != logits.shape:
         theirs, mine = (int(x.shape[-1]) for x in (answer, logits))
-        raise OptionError("teacher", f"answers with {theirs} classes, the student with {mine}; both need the data's")
+        raise OptionError("teacher", OTHERS.format(theirs=theirs, mine=mine))
     return answer
 
 
@@ -91,6 +115,11 @@ class Distill(Method):
 
     def __post_init__(self) -> None:
         check_weights(self.alpha, self.temperature)
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The model as it is. OptionError for a teacher of other classes, where both tell; else the first loss does."""
+        check_teacher(model, self.teacher)
+        return model
 
     def loss(self, terms: dict[str, Tensor], run: Pass) -> dict[str, Tensor]:
         answer = taught(run.output, run, self.teacher)

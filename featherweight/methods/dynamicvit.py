@@ -27,6 +27,7 @@ from ..surgery import Edit, apply, edit_kind, edits_of, record, untap
 from ..train import Method, Pass
 from . import dynamicvit_loss as losses
 from . import dynamicvit_maps as maps
+from .distill import check_teacher
 from .dynamicvit_loss import param_groups, token_distance, token_kl
 from .sparse_blocks import SparseBlocks, attention_mask
 from .token_scores import (
@@ -174,6 +175,8 @@ class DynamicViT(Method):
             raise OptionError("train", f"{self.train!r} is not one of {', '.join(TRAININGS)}")
 
     def prepare(self, model: nn.Module) -> nn.Module:
+        if self.teacher is not None:
+            check_teacher(model, self.teacher)
         if not all_sparse(model):
             options: dict[str, Any] = {"stage": self.stage, "score": self.score, "seed": self.seed}
             known = {"keep": self.keep, "at": self.at, "threshold": self.threshold, **options}

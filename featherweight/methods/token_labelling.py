@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anatomy import anatomy_of
 from ..errors import OptionError
 from ..layers import AuxLogits
-from ..surgery import all_of, edits_of, find, record, submodule
+from ..surgery import all_of, edits_of, find, record
 from ..train import Batch, Method, Pass
 from .dense import grid_of
+from .distill import classes_of
 from .label_crops import cropped, transposed
 from .label_maps import LabelMaps
 
@@ -85,8 +85,10 @@ class TokenLabelling(Method):
         if not all_of(model, AuxLogits):
             text = f"{type(model).__name__} has no head on every token, which token labelling teaches"
             raise LookupError(f"{text}; take lvvit_t, say")
-        if self.labels is not None:
-            self._check_classes(model, self.labels.num_classes)
+        mine = classes_of(model)
+        if self.labels is not None and mine not in (None, self.labels.num_classes):
+            text = f"the teacher has {self.labels.num_classes} classes, the model {mine}; teach with the same"
+            raise OptionError("labels", text)
         return _mixing(model, self.mix_token)
 
     def loss(self, terms: dict[str, Tensor], run: Pass) -> dict[str, Tensor]:
@@ -138,17 +140,6 @@ class TokenLabelling(Method):
             return logits.softmax(-1) * sure + self.smoothing / maps.num_classes
 
         return cut((1, 1))[:, 0], None if grid is None else cut(grid)
-
-    def _check_classes(self, model: nn.Module, known: int) -> None:
-        try:
-            heads = submodule(model, anatomy_of(model).head)
-        except TypeError:
-            return
-        counts = {module.out_features for module in heads.modules() if isinstance(module, nn.Linear)}
-        if counts and known not in counts:
-            raise OptionError(
-                "labels", f"the teacher has {known} classes, the model {max(counts)}; teach with the same"
-            )
 
 
 def _mixing(model: nn.Module, on: bool) -> nn.Module:

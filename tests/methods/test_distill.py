@@ -14,7 +14,19 @@ from torch.nn import functional as F
 
 from featherweight.data import Augment
 from featherweight.errors import OptionError
-from featherweight.methods.distill import DISTANCES, Distill, hard, kl, kl_per_class, mse, soft_cross_entropy
+from featherweight.methods.deit import TokenDistill
+from featherweight.methods.distill import (
+    DISTANCES,
+    Distill,
+    classes_of,
+    hard,
+    kl,
+    kl_per_class,
+    mse,
+    soft_cross_entropy,
+)  # fmt: skip
+from featherweight.methods.dynamicvit import DynamicViT
+from featherweight.models import zoo
 from featherweight.tasks.classification import Classification
 from featherweight.train import Pass, fit
 
@@ -116,6 +128,41 @@ def test_a_teacher_of_other_classes_is_refused_before_anything_is_learned() -> N
     with pytest.raises(OptionError, match="teacher: answers with 7 classes, the student with 4"):
         fit(model, tiny.batches(8), Classification(4), methods=[Distill(other)], log=rows.append)
     assert not rows
+
+
+class Half(nn.Module):
+    """A classifier that does not say how many classes it knows."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.last = nn.Linear(192, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x.flatten(1))
+
+
+def test_every_method_refuses_such_a_teacher_when_it_prepares() -> None:
+    vit = zoo.create("vit_digits", image_size=[16, 16], depth=2, num_classes=5)
+    others = [
+        zoo.create("resnet_digits", image_size=[16, 16], num_classes=7),
+        nn.Sequential(nn.Flatten(), nn.Sequential(nn.ReLU(), nn.Linear(768, 7))),
+        pytest.importorskip("timm").create_model("resnet10t", num_classes=7),
+    ]
+    for other in others:
+        assert classes_of(other) == 7
+        for method in (Distill(other), TokenDistill(other), DynamicViT(other, at=[1])):
+            with pytest.raises(OptionError, match="teacher: answers with 7 classes, the student with 5"):
+                method.prepare(vit)
+    fit_to = zoo.create("resnet_digits", image_size=[16, 16], num_classes=5)
+    assert classes_of(fit_to) == classes_of(vit) == 5
+    assert Distill(fit_to).prepare(vit) is vit
+
+
+def test_where_nobody_tells_the_first_loss_does() -> None:
+    assert classes_of(Half(7)) is None
+    model = tiny.network(dropout=0.0, norm=False)
+    with pytest.raises(OptionError, match="teacher: answers with 7 classes, the student with 4"):
+        fit(model, tiny.batches(8), Classification(4), methods=[Distill(Half(7))])
 
 
 def test_the_teacher_sees_the_mixed_and_augmented_pictures_of_the_student() -> None:
