@@ -161,6 +161,7 @@ def test_quick_start_runs(small_world: Path) -> None:
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
 def test_readme_python_runs(small_world: Path, name: str) -> None:
+    assert any(block.kind == "python" for block in blocks(ROOT / name))
     make_first(small_world)
     follow(ROOT / name, small_world, only=("python",))
 
@@ -173,6 +174,7 @@ def test_card_python_runs(small_world: Path, card: Path) -> None:
 
 @pytest.mark.parametrize("name", ["house", "formats", "models", "training", "detection_data"])
 def test_page_python_runs(small_world: Path, name: str) -> None:
+    assert any(block.kind == "python" for block in blocks(DOCS / f"{name}.md"))
     follow(DOCS / f"{name}.md", small_world, only=("python",))
 
 
@@ -205,7 +207,8 @@ def test_recipes_in_the_text_are_accepted(path: Path) -> None:
 
     for block in blocks(path):
         if block.kind == "yaml":
-            recipe.parse(block.text, path.name, partial="\nmodel:" not in block.text)
+            plan = recipe.parse(block.text, path.name, partial="\nmodel:" not in block.text)
+            assert recipe.plain(recipe.parse(recipe.plain(plan), "again", partial=True)) == recipe.plain(plan)
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
@@ -219,7 +222,8 @@ def test_every_option_that_is_shown_exists(path: Path, tmp_path: Path, monkeypat
             if command.split()[0] in ELSEWHERE:
                 continue
             app, (_, words) = cli.build(), cli._screen(shlex.split(command)[1:])
-            app.parse_args(cli._rewritten(words, app), print_error=False, exit_on_error=False)
+            command_, bound, _ = app.parse_args(cli._rewritten(words, app), print_error=False, exit_on_error=False)
+            assert callable(command_) and bound.signature.parameters.keys() >= bound.arguments.keys(), command
 
 
 def test_a_wrong_option_in_the_text_would_be_found() -> None:

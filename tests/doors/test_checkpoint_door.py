@@ -143,6 +143,8 @@ def test_a_spec_may_be_tensors_of_any_kind() -> None:
     stored = {"w": Stored.of(W)}
     for want in (W, Stored.of(W), {"shape": [2, 2], "dtype": "float32"}):
         door.check(stored, {"w": want})
+        assert reason(door.check, {"w": Stored.of(W.reshape(4))}, {"w": want}) == "shape_mismatch"
+        assert reason(door.check, {"w": Stored.of(W.astype(np.float64))}, {"w": want}) == "dtype_mismatch"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64"])

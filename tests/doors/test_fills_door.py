@@ -61,4 +61,5 @@ def test_ordinary_sizes_pass(tmp_path: Path) -> None:
         ranging(10, 0, -1),
         model([node("Resize", ["x", "", "s"])], [floats(1, 0.5)]),
     ):
-        door.read(save(tmp_path, found))
+        path = save(tmp_path, found)
+        assert door.read(path) == path.read_bytes()

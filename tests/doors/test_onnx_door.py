@@ -16,6 +16,7 @@ from featherweight.errors import InputError
 
 TensorProto = onnx.TensorProto
 
+
 def test_a_whole_model_passes_unchanged(tmp_path: Path) -> None:
     path = save(tmp_path, adding(tensor()))
     assert door.read(path) == path.read_bytes()
@@ -155,7 +156,8 @@ def test_operators_of_unknown_makers_are_refused_wherever_they_are(tmp_path: Pat
     assert refused(tmp_path, model([evil])) == "unsupported_op"
     assert refused(tmp_path, model([choice], [tensor(np.array(True), "c")])) == "unsupported_op"
     for domain in ("", "ai.onnx", "ai.onnx.ml", "com.microsoft"):
-        door.read(save(tmp_path, model([helper.make_node("Add", ["x", "x"], ["y"], domain=domain)])))
+        path = save(tmp_path, model([helper.make_node("Add", ["x", "x"], ["y"], domain=domain)]))
+        assert door.read(path) == path.read_bytes()
 
 
 def test_functions_and_training_graphs_are_refused(tmp_path: Path) -> None:
@@ -169,14 +171,21 @@ def test_functions_and_training_graphs_are_refused(tmp_path: Path) -> None:
 
 # damage -------------------------------------------------------------------------------------------------------------
 def test_a_model_cut_anywhere_is_refused_or_means_less(tmp_path: Path) -> None:
-    data = adding(tensor()).SerializeToString()
+    whole = adding(tensor())
+    data, refusals = whole.SerializeToString(), list[InputError]()
     for end in range(1, len(data), 2):
         path = save(tmp_path, data[:end])
         try:
-            door.read(path)
-        except InputError:
+            passed = door.read(path)
+        except InputError as error:
+            refusals.append(error)
             continue
-        onnx.load_from_string(data[:end])  # a cut between two fields is a message still
+        assert passed == data[:end]
+        less = onnx.load_from_string(passed)  # a cut between two fields is a message still
+        assert less != whole and all(getattr(less, f.name) == value for f, value in less.ListFields())
+        assert {f.name for f, _ in less.ListFields()} < {f.name for f, _ in whole.ListFields()}
+    assert len(refusals) > len(data) // 4
+    assert all(error.reason in ("corrupt", "truncated") and "\n" not in str(error) for error in refusals)
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -74,9 +74,13 @@ def test_damage_anywhere_is_refused_or_changes_nothing(tmp_path: Path, end: int)
     broken[end % len(good)] ^= 0x55
     path = tmp_path / "a.pt"
     path.write_bytes(broken)
+    said = ""
     try:
         found = door.read(path)
-    except InputError:
+    except InputError as error:
+        said = str(error)
+    if said:
+        assert "a.pt" in said and "\n" not in said
         return
     assert np.array_equal(found["w"].numpy(), W)
 
@@ -127,7 +131,10 @@ def test_a_model_s_state_dict_with_its_version_numbers(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     torch.save(model.state_dict(), tmp_path / "a.pt")
-    door.check(door.read(tmp_path / "a.pt"), model.state_dict())
+    found, wanted = door.read(tmp_path / "a.pt"), model.state_dict()
+    door.check(found, wanted)
+    assert list(found) == list(wanted) and found["1.num_batches_tracked"].shape == ()
+    assert bytes(found["0.weight"].data) == wanted["0.weight"].numpy().tobytes()
 
 
 def test_a_training_file_is_read_as_a_tree_of_data(tmp_path: Path) -> None:
