@@ -3,7 +3,8 @@
 
 Loading builds the base afresh, replays the edits and loads the weights strictly: no pickle, no eval, no import path. A
 module of the user's own is saved the same way and loaded with `base=`, a fresh instance of it. The weights file holds
-the record too and a digest over all its bytes, so it can travel alone. Not here: entropy coding of the weights.
+the record too and a digest over all its bytes, so it can travel alone. A path that ends in .fwz is one compact file
+instead, its tensors coded without loss (`coding`).
 """
 
 from __future__ import annotations
@@ -18,17 +19,23 @@ from torch import nn
 
 from . import methods as _methods  # noqa: F401  (registers the edit kinds a file may name)
 from .checkpoint import pack, unpack
+from .coding import SUFFIX, opened
+from .coding import write as write_compact
+from .coding.tensors import Packed
 from .doors import checkpoint, door
 from .errors import FeatherweightError, InputError, OptionError
 from .files import publish
+from .interchange import write_beside
 from .models import yolov7_forms, zoo
 from .models.yolov7 import YOLOv7
 from .runtime.preprocess import Preprocess
 from .runtime.record import RECORD, TASKS, WEIGHTS, Record
-from .surgery import Edit, apply, edits_of
+from .surgery import Edit, apply, edits_of, replaying
 
 _RECORD = "_featherweight_record"
 FLOATS = {"float32", "float16", "bfloat16", "float64"}
+Tensors = Mapping[str, checkpoint.Stored] | Mapping[str, Packed]  # what has a shape and a dtype
+Values = Callable[[], Mapping[str, checkpoint.Stored]]
 
 
 def save(
@@ -39,10 +46,12 @@ def save(
     classes: Sequence[str] = (),
     preprocess: Preprocess | None = None,
     note: Mapping[str, Any] | None = None,
+    coder: str = "auto",
 ) -> Path:
-    """Write the model's folder; equal models give equal bytes. Returns the folder.
+    """Write the model's folder, or the compact file of a path that ends in .fwz; equal models give equal bytes.
 
-    Raises InputError for weights that are not finite: such a model is never saved.
+    coder: of a compact file's streams, see `coding.streams`. Returns the path. Raises InputError for weights that are
+    not finite: such a model is never saved.
     """
     folder = Path(folder)
     old = record_of(model)
@@ -56,21 +65,27 @@ def save(
     )
     text = record.to_text()
     Record.from_text(text, folder / RECORD)  # what cannot be read back is not written
-    tensors = pack(_state(model))
-    checkpoint.check_finite(tensors, name=folder / WEIGHTS)
-    folder.mkdir(parents=True, exist_ok=True)
+    tensors, compact = pack(_state(model)), folder.suffix == SUFFIX
+    checkpoint.check_finite(tensors, name=folder if compact else folder / WEIGHTS)
+    (folder.parent if compact else folder).mkdir(parents=True, exist_ok=True)
+    if compact:
+        write_compact(folder, tensors, record=text, coder=coder)
+        return folder
     checkpoint.write(folder / WEIGHTS, tensors, {"record": text})
     publish(folder / RECORD, text.encode())
+    write_beside(model, folder)
     return folder
 
 
 def load(path: str | Path, base: nn.Module | None = None) -> nn.Module:
-    """The saved model, in evaluation mode: from its folder, or from its weights file alone.
+    """The saved model, in evaluation mode: from its folder, from its weights file alone, or from a compact file.
 
     `base` is a fresh, untouched instance for models that only their maker can build. Raises InputError for a file that
     does not fit, OptionError where a base is needed and none was given.
     """
     path = Path(path)
+    if path.suffix == SUFFIX and not path.is_dir():
+        return _load_compact(path, base)
     weights = path / WEIGHTS if path.is_dir() else path
     tensors, metadata = checkpoint.read_sealed(weights)
     if "record" not in metadata:
@@ -84,12 +99,27 @@ def load(path: str | Path, base: nn.Module | None = None) -> nn.Module:
             "changed",
             f"does not say what {WEIGHTS} beside it says; restore it, or load the weights file alone",
         )
+    return _loaded(record, base, tensors, lambda: tensors, weights)
+
+
+def _load_compact(path: Path, base: nn.Module | None) -> nn.Module:
+    with opened(path) as file:
+        if not file.record:
+            text = "holds a graph for ONNX Runtime, not a model for PyTorch: give it to featherweight.pipeline"
+            raise InputError(path, "unsupported_format", text)
+        record = Record.from_text(file.record, path)
+        outline = {name: entry.packed for name, entry in file.entries.items()}
+        return _loaded(record, base, outline, file.tensors, path)
+
+
+def _loaded(record: Record, base: nn.Module | None, outline: Tensors, values: Values, weights: Path) -> nn.Module:
+    """The model of a record; `values` are asked for when their names, shapes and types have been found to fit."""
     if base is None and record.base is None:
         raise OptionError(
             "base", f"{weights.name} was made from a module of your own; load it with base=, a fresh instance of it"
         )
     with door(weights, "bad_schema"):
-        model = _built(record, base, tensors, weights)
+        model = _built(record, base, outline, values, weights)
     object.__setattr__(model, _RECORD, record)
     return model.eval()
 
@@ -97,7 +127,7 @@ def load(path: str | Path, base: nn.Module | None = None) -> nn.Module:
 def is_artifact(path: str | Path) -> bool:
     """Whether a folder with our record, or a weights file of ours by its name, stands at this path."""
     path = Path(path)  # os.path, because a text too long for a file's name is a no, too
-    return os.path.isfile(path / RECORD) or (path.suffix == ".safetensors" and os.path.isfile(path))
+    return os.path.isfile(path / RECORD) or (path.suffix in (".safetensors", SUFFIX) and os.path.isfile(path))
 
 
 def record_of(model: nn.Module) -> Record | None:
@@ -148,30 +178,32 @@ def _state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(model.state_dict().items())}
 
 
-def _built(
-    record: Record, base: nn.Module | None, tensors: Mapping[str, checkpoint.Stored], weights: Path
-) -> nn.Module:
+def _built(record: Record, base: nn.Module | None, tensors: Tensors, values: Values, weights: Path) -> nn.Module:
     edits = [_edit(edit, weights) for edit in record.edits]
     try:
         if base is None:
             _check_size(record.base, edits, tensors, weights)  # type: ignore[arg-type]
-            with torch.device("meta"):  # names and shapes, before a byte is allocated
+            with torch.device("meta"), replaying():  # names and shapes, before a byte is allocated
                 outline = apply(zoo.build(record.base), edits)  # type: ignore[arg-type]
         else:
-            outline = apply(base, edits)
+            with replaying():
+                outline = apply(base, edits)
     except (OptionError, LookupError, TypeError, ValueError) as error:
         if isinstance(error, FeatherweightError) and error.exit_code != 2:
             raise
         raise InputError(weights, "unknown_name" if "no " in str(error) else "bad_schema", str(error)) from None
     spec = outline.state_dict()
     wanted = {name: {"shape": tuple(t.shape), "dtype": _dtype(t, tensors.get(name))} for name, t in spec.items()}
-    checkpoint.check(tensors, wanted, name=weights)
-    model = outline if base is not None else apply(zoo.build(record.base), edits)  # type: ignore[arg-type]
-    model.load_state_dict(unpack(tensors), assign=True)
+    checkpoint.check_outline(tensors, wanted, name=weights)
+    found = values()
+    checkpoint.check_finite(found, name=weights)
+    with replaying():
+        model = outline if base is not None else apply(zoo.build(record.base), edits)  # type: ignore[arg-type]
+    model.load_state_dict(unpack(found), assign=True)
     return model
 
 
-def _dtype(tensor: torch.Tensor, stored: checkpoint.Stored | None) -> str:
+def _dtype(tensor: torch.Tensor, stored: checkpoint.Stored | Packed | None) -> str:
     """Floating weights may be stored in any floating type; everything else must be what the model has."""
     mine = str(tensor.dtype).removeprefix("torch.")
     return stored.dtype if stored is not None and {mine, stored.dtype} <= FLOATS else mine
@@ -184,9 +216,7 @@ def _edit(data: Any, weights: Path) -> Edit:
         raise InputError(weights, "bad_schema", str(error)) from None
 
 
-def _check_size(
-    base: Mapping[str, Any], edits: Sequence[Edit], tensors: Mapping[str, checkpoint.Stored], weights: Path
-) -> None:
+def _check_size(base: Mapping[str, Any], edits: Sequence[Edit], tensors: Tensors, weights: Path) -> None:
     """A model has at least one tensor per block: a depth beyond that is a lie, found before anything is built."""
     depths = base["config"].get("depth", base["config"].get("depths", 0))
     shared = 64 if any(edit.kind == "share_blocks" for edit in edits) else 1  # blocks that one may stand for

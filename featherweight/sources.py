@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featherweight.coding import SUFFIX
+from featherweight.coding.graph import is_graph
 from featherweight.errors import InputError, OptionError, closest, shown
 from featherweight.files import pointed
 from featherweight.runtime.preprocess import FILTERS, Preprocess
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("auto", "torch", "onnxruntime", "openvino")
 EXPORTS = {".onnx": "onnxruntime", ".xml": "openvino"}
-WEIGHT_FILES = (".safetensors", ".pt", ".pth")
+WEIGHT_FILES = (".safetensors", SUFFIX, ".pt", ".pth")
 RUN_EXPORTS = ("export/model.onnx", "export/openvino_model.xml")
 NEEDS_TORCH = "torch"
 
@@ -67,7 +69,7 @@ def _named(name: str, backend: str, arch: str | None) -> Source:
         name = "timm:" + name.removeprefix("timm/")
     looks_like_a_path = Path(name).suffix in (*EXPORTS, *WEIGHT_FILES) or os.sep in name or name in (".", "..")
     if looks_like_a_path and not name.startswith("timm:"):
-        text = "does not exist; a model is a name, a model or run folder, or a .onnx, .xml or weights file"
+        text = "does not exist; a model is a name, a model or run folder, or a .onnx, .xml, .fwz or weights file"
         raise InputError(name, "missing", text)
     if backend not in ("auto", NEEDS_TORCH):
         text = f"{backend} runs exported files; {shown(name)} is a name: export it first, or use torch"
@@ -78,11 +80,12 @@ def _named(name: str, backend: str, arch: str | None) -> Source:
 
 
 def _file(path: Path, backend: str, arch: str | None) -> Source:
-    if path.suffix in EXPORTS:
+    if path.suffix in EXPORTS or (path.suffix == SUFFIX and is_graph(path)):
         if backend == NEEDS_TORCH:
-            raise OptionError("backend", f"torch does not run {path.suffix} files; use onnxruntime or openvino")
+            what = "files" if path.suffix in EXPORTS else "files that hold a graph"
+            raise OptionError("backend", f"torch does not run {path.suffix} {what}; use onnxruntime or openvino")
         if backend == "auto":
-            usual = path.suffix == ".onnx" and (_installed("onnxruntime") or not _installed("openvino"))
+            usual = path.suffix != ".xml" and (_installed("onnxruntime") or not _installed("openvino"))
             backend = "onnxruntime" if usual else "openvino"
         return Source("", backend, path)
     if path.suffix not in WEIGHT_FILES:
@@ -156,7 +159,7 @@ def _loaded(source: Source) -> nn.Module:
     from featherweight import artifact, official, official_yolo
 
     path = source.path
-    if path is None or path.is_dir() or (path.suffix == ".safetensors" and source.arch is None):
+    if path is None or path.is_dir() or (path.suffix in (".safetensors", SUFFIX) and source.arch is None):
         return artifact.load(path or "")
     file = official.read(path)
     if source.arch is None and file.detector is not None:  # YOLOv7's own files say what they are

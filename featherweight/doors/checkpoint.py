@@ -75,6 +75,12 @@ def write(path: PathLike, tensors: Mapping[str, Stored], metadata: Mapping[str, 
 def check(tensors: Mapping[str, Stored], spec: Mapping[str, Any], *, name: object = "weights") -> None:
     """Raise unless `tensors` are exactly those of `spec` and every number is finite. `spec` maps names to anything with
     a shape and a dtype: a mapping with these keys, a `Stored`, a torch tensor. `name` is the file's, for messages."""
+    check_outline(tensors, spec, name=name)
+    check_finite(tensors, name=name)
+
+
+def check_outline(tensors: Mapping[str, Any], spec: Mapping[str, Any], *, name: object = "weights") -> None:
+    """Raise unless names, shapes and types are exactly those of `spec`; numbers are not looked at."""
     missing = [key for key in spec if key not in tensors]
     extra = [key for key in tensors if key not in spec]
     if missing:
@@ -90,7 +96,6 @@ def check(tensors: Mapping[str, Stored], spec: Mapping[str, Any], *, name: objec
         if tensors[key].dtype != dtype:
             text = f"tensor '{shown(key, limit=80)}' is {tensors[key].dtype}, the model needs {dtype}"
             raise InputError(name, "dtype_mismatch", text)
-    check_finite(tensors, name=name)
 
 
 def check_finite(tensors: Mapping[str, Stored], *, name: object = "weights") -> None:

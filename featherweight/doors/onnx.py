@@ -37,7 +37,12 @@ _ONCE = {"model": {7}, "attribute": {5, 6, 22}, "sparse": {1, 2}}  # twice, they
 def read(path: Path) -> bytes:
     """The bytes of a checked model that needs no other file: weights kept beside it have been put inside."""
     with door(path, "corrupt", "is not an ONNX model, or a damaged one"):
-        data = read_input(path, max_bytes=MAX_BYTES)
+        return checked(read_input(path, max_bytes=MAX_BYTES), path)
+
+
+def checked(data: bytes, path: Path) -> bytes:
+    """The same for the bytes of a file at `path`."""
+    with door(path, "corrupt", "is not an ONNX model, or a damaged one"):
         if data[:64].lstrip()[:2] in (b"<!", b"<h", b"<H", b"<?") or data.startswith(b"version https://git-lfs"):
             raise InputError(path, "corrupt", "is a web page or a git-lfs pointer; download the model itself")
         check = _Check(path)
@@ -232,4 +237,3 @@ def _bytes(tensor: Tensor, path: Path) -> bytes:
 
 def _text(part: memoryview) -> str:
     return bytes(part).decode("utf-8")
-

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from featherweight.export import layout, products, reductions  # noqa: F401  they register their operators
+from featherweight.export import codebooks, layout, products, reductions  # noqa: F401  they register their operators
 from featherweight.export.aten import OPERATORS, SAME
 from featherweight.export.graph import Graph, Ref, Unsupported
 
+STORED = {"quantize", "dequantize", "unpack", "widen", "lookup"}  # weights that the file is to hold in few bits
 FOLD_LIMIT = 1 << 16  # elements a computed constant may have more than what it is computed from
 
 
@@ -78,7 +79,7 @@ def _result(graph: Graph, node: fx.Node, result: Any, arguments: Mapping[str, An
     target = node.target
     name = target._schema.name.split("::")[1]  # type: ignore[union-attr]
     varies = any(isinstance(leaf, (Ref, torch.SymInt)) for leaf in _leaves(arguments))
-    if not varies and name not in ("quantize", "dequantize"):
+    if not varies and name not in STORED:
         folded = _computed(target, arguments)
         if folded is not None:
             return folded

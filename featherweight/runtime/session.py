@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from featherweight.coding import SUFFIX
 from featherweight.errors import InputError, OptionError, closest, missing_extra
 
 Array = NDArray[Any]
 BACKENDS = ("onnxruntime", "openvino")
 PRECISIONS = ("f32", "bf16", "auto")
+GRAPHS = (".onnx", SUFFIX)
 MAX_XML_BYTES = 64 << 20  # the graph of an OpenVINO model; its weights are in the .bin beside it
 
 
@@ -105,13 +107,22 @@ def open_session(
 def _backend(path: Path, backend: str | None) -> str:
     if backend is not None and backend not in BACKENDS:
         raise OptionError("backend", f"no {backend!r}; {closest(backend, BACKENDS)}Known: {', '.join(BACKENDS)}")
-    if path.suffix not in (".onnx", ".xml"):
-        raise InputError(path, "unsupported_format", "a model to run is a .onnx or an OpenVINO .xml file")
+    if path.suffix not in (*GRAPHS, ".xml"):
+        text = "a model to run is a .onnx, a compact .fwz or an OpenVINO .xml file"
+        raise InputError(path, "unsupported_format", text)
     if path.suffix == ".xml" and backend == "onnxruntime":
         raise OptionError("backend", "onnxruntime does not read .xml files: use openvino, or export to .onnx")
-    if backend is None and path.suffix == ".onnx":
+    if backend is None and path.suffix in GRAPHS:
         return "onnxruntime" if _installed("onnxruntime") or not _installed("openvino") else "openvino"
     return backend or "openvino"
+
+
+def _graph(path: Path) -> bytes:
+    """The checked bytes of an ONNX file, which a compact file is made into."""
+    from featherweight.coding.graph import read_graph
+    from featherweight.doors import onnx as door
+
+    return read_graph(path) if path.suffix == SUFFIX else door.read(path)
 
 
 def _installed(package: str) -> bool:
@@ -131,9 +142,7 @@ def _fits(port: Port, array: Array) -> None:
 def _onnxruntime(path: Path, threads: int, precision: str) -> Session:
     if precision != "f32":
         raise OptionError("precision", f"onnxruntime computes in f32 here; {precision!r} needs the openvino backend")
-    from featherweight.doors import onnx as door
-
-    data = door.read(path)
+    data = _graph(path)
     try:
         import onnxruntime
     except ImportError:
@@ -221,11 +230,9 @@ def _core() -> Any:
 
 
 def _openvino_bytes(path: Path) -> tuple[bytes, bytes | None]:
-    """The checked bytes of a .onnx, or of an .xml and the .bin beside it."""
-    from featherweight.doors import onnx as door
-
-    if path.suffix == ".onnx":
-        return door.read(path), None
+    """The checked bytes of a .onnx or .fwz, or of an .xml and the .bin beside it."""
+    if path.suffix in GRAPHS:
+        return _graph(path), None
     weights = path.with_suffix(".bin")
     for file in (path, weights):
         if not file.exists():
