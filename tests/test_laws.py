@@ -19,14 +19,27 @@ from families import FAMILIES, IMAGES, PLAIN, SIZE, SRET, Family, Images, everyt
 from torch import nn
 
 from featherweight import artifact
+from featherweight.anatomy import anatomy_of, blocks_of
 from featherweight.errors import OptionError
 from featherweight.methods import deit, dynamicvit, fuse, grouping, mixed_depth, prune, quantize, recursion, tome
+from featherweight.methods.attention_transfer import AttentionTransfer
 from featherweight.methods.deit import TokenDistill
+from featherweight.methods.dist import DIST
 from featherweight.methods.distill import Distill
+from featherweight.methods.dkd import DKD
 from featherweight.methods.dynamicvit import DynamicViT
+from featherweight.methods.fitnets import FitNets
+from featherweight.methods.mean_teacher import MeanTeacher
+from featherweight.methods.minilm import MiniLM
 from featherweight.methods.mixed_depth import MixedDepth
+from featherweight.methods.mutual import Mutual
+from featherweight.methods.one import ONE
+from featherweight.methods.rkd import RKD
+from featherweight.methods.similarity import SimilarityPreserving
+from featherweight.methods.swa import SWA
+from featherweight.methods.tinybert import TinyBERT
 from featherweight.methods.token_labelling import TokenLabelling
-from featherweight.surgery import Tap, all_of, apply, edits_of
+from featherweight.surgery import Edit, Tap, all_of, apply, edits_of
 from featherweight.train import Method, fit
 
 Change = Callable[[nn.Module, Family], nn.Module]
@@ -47,6 +60,19 @@ def with_token(model: nn.Module, family: Family) -> nn.Module:
 
 def with_fewer_tokens(model: nn.Module, family: Family) -> nn.Module:
     return apply(model, dynamicvit.plan(model, keep=0.7))
+
+
+def middle(model: nn.Module) -> str:
+    """The path of a block or layer in the middle."""
+    return list(blocks_of(model))[1] if not hasattr(model, "features") else "features.3"
+
+
+def last_part(model: nn.Module) -> list[str]:
+    """Paths from the last block to the classifier."""
+    if hasattr(model, "features"):
+        return ["features.3", "classifier"]
+    anatomy = anatomy_of(model)
+    return [list(blocks_of(model))[-1], anatomy.norm, anatomy.head]
 
 
 CHANGES: dict[str, Change] = {
@@ -76,7 +102,10 @@ CHANGES["dynamicvit by threshold"] = lambda model, family: apply(model, dynamicv
 CHANGES["dynamicvit by attention"] = lambda model, family: apply(model, dynamicvit.plan(model, score="attention"))
 CHANGES["fuse"] = lambda model, family: fuse.fuse(model, IMAGES)
 CHANGES["fuse, quantize"] = lambda model, family: quantize.quantize(fuse.fuse(model, IMAGES), batches(), family.task)
-OTHERS = [("quantize", "plain"), ("cut to fewer passes", "sret")]
+CHANGES["branches"] = lambda model, family: apply(
+    model, [Edit("", "branches", {"at": last_part(model), "count": 2, "features": 32 if family.transformer else 8})]
+)
+OTHERS = [("branches", "plain"), ("branches", "timm"), ("quantize", "plain"), ("cut to fewer passes", "sret")]
 OTHERS += [("fuse", "plain"), ("fuse", "lvvit"), ("fuse", "sret"), ("fuse, quantize", "plain")]
 OTHERS += [
     ("dynamicvit by threshold", "ours"),
@@ -105,6 +134,30 @@ METHODS = {
     "token labelling": Training(lambda teacher: TokenLabelling(), families=("lvvit",)),
     "mixed depth": Training(lambda teacher: MixedDepth(), families=("sret",)),
     "mixed depth, taught": Training(lambda teacher: MixedDepth(teach=1.0), families=("sret",)),
+    "dkd": Training(lambda teacher: DKD(teacher), families=("transformers",), anything=True),
+    "dist": Training(lambda teacher: DIST(teacher), families=("ours",)),
+    "attention transfer": Training(
+        lambda teacher: AttentionTransfer(teacher, {middle(teacher): middle(teacher)}), families=("timm", "plain")
+    ),
+    "similarity": Training(
+        lambda teacher: SimilarityPreserving(teacher, {middle(teacher): middle(teacher)}), families=("lvvit",)
+    ),
+    "rkd": Training(lambda teacher: RKD(teacher, {middle(teacher): middle(teacher)}), families=("transformers",)),
+    "fitnets": Training(
+        lambda teacher: FitNets(teacher, middle(teacher), middle(teacher), (3, SIZE, SIZE)), families=("ours", "plain")
+    ),
+    "tinybert": Training(lambda teacher: TinyBERT(teacher)),
+    "minilm": Training(lambda teacher: MiniLM(teacher)),
+    "one": Training(
+        lambda teacher: ONE(tuple(last_part(teacher)), 2, features=8 if hasattr(teacher, "features") else 32),
+        families=(*FAMILIES, "plain"),
+    ),
+    "one, ensemble": Training(
+        lambda teacher: ONE(tuple(last_part(teacher)), 2, deploy="ensemble", features=32), families=("ours",)
+    ),
+    "mutual": Training(lambda teacher: Mutual((teacher,)), families=("transformers",), anything=True),
+    "mean teacher": Training(lambda teacher: MeanTeacher(), families=("lvvit",), anything=True),
+    "swa": Training(lambda teacher: SWA(0.0, 0.0, batches(), PLAIN.task), families=("ours", "plain")),
 }
 ANYTHING = ["plain", "sret"]
 TRAINED = [(m, name) for m, t in METHODS.items() for name in (*t.families, *(ANYTHING if t.anything else []))]

@@ -61,7 +61,7 @@ class Branched(nn.Module):
         branches = [self.module, *self.others]
         if self.gate is not None:
             self.letter.gates = self.gate(x)
-        parts = [x] * len(branches) if self.gate is not None else x.chunk(len(branches))
+        parts = [x] * len(branches) if self.gate is not None else x.unflatten(0, (len(branches), -1)).unbind(0)
         found = [branch(part, *args, **kwargs) for branch, part in zip(branches, parts, strict=True)]
         if not self.last:
             return torch.cat(found)

@@ -105,11 +105,11 @@ def test_a_greedy_soup_takes_what_does_not_harm() -> None:
     mended: list[nn.Module] = []
 
     def score(model: nn.Module) -> float:
-        return -abs(float(model.weight) - 2.0)  # type: ignore[arg-type]
+        return -abs(float(model.weight.detach()) - 2.0)  # type: ignore[arg-type]
 
     found = soup.greedy([far, one, two], score, mend=mended.append)
     assert found.members == (1, 2)
-    assert float(found.model.weight) == 2.0  # type: ignore[arg-type]
+    assert float(found.model.weight.detach()) == 2.0  # type: ignore[arg-type]
     assert found.score == 0.0
     assert len(mended) == 2  # each mean of several
     assert soup.greedy([far], score).members == (0,)
