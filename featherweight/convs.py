@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import OptionError, closest
+from .layers import Factors
 
 EPS, MOMENTUM = 1e-3, 0.03  # YOLOv7's batch norm (fact sheet 1); torch's own are 1e-5 and 0.1
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -72,7 +73,7 @@ class ConvNorm(nn.Module):
 class ConvAct(nn.Module):
     """What `ConvNorm` and `RepConv` become: one convolution with bias, activation."""
 
-    def __init__(self, conv: nn.Conv2d, act: nn.Module) -> None:
+    def __init__(self, conv: nn.Module, act: nn.Module) -> None:
         super().__init__()
         self.conv = conv
         self.act = act
@@ -121,9 +122,14 @@ class RepConv(nn.Module):
         return self.act(summed)
 
 
-def can_fold(norm: nn.Module) -> bool:
-    """Whether evaluation multiplies and adds numbers that are known beforehand."""
-    return type(norm) is nn.BatchNorm2d and norm.running_mean is not None and norm.running_var is not None
+def can_fold(conv: nn.Module | None, norm: nn.Module) -> bool:
+    """Whether a batch norm, which in evaluation multiplies and adds known numbers, can become part of what is before.
+
+    That is a convolution, or several that stand for one, of which the last takes it.
+    """
+    last = conv[-1] if isinstance(conv, Factors) else conv
+    known = type(norm) is nn.BatchNorm2d and norm.running_mean is not None and norm.running_var is not None
+    return known and isinstance(last, nn.Conv2d)
 
 
 @torch.no_grad()
@@ -135,6 +141,15 @@ def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return with_values(conv, weight, bias)
 
 
+def _with_norm(conv: nn.Module, norm: nn.BatchNorm2d) -> nn.Module:
+    """What `can_fold` said yes to, folded."""
+    if not isinstance(conv, Factors):
+        return folded(conv, norm)  # type: ignore[arg-type]
+    new = shell(conv)
+    setattr(new, str(len(conv) - 1), folded(conv[-1], norm))  # type: ignore[arg-type]
+    return new
+
+
 def folded_pairs(block: M) -> M | None:
     """The block with each `convN` that a `bnN` follows folded, the norm's place an identity; None without such a pair.
 
@@ -143,8 +158,8 @@ def folded_pairs(block: M) -> M | None:
     new, found = shell(block), False
     for name, norm in block.named_children():
         conv = getattr(block, f"conv{name[2:]}", None) if name.startswith("bn") else None
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and can_fold(norm):
-            setattr(new, f"conv{name[2:]}", folded(conv, norm))
+        if conv is not None and can_fold(conv, norm):
+            setattr(new, f"conv{name[2:]}", _with_norm(conv, norm))  # type: ignore[arg-type]
             setattr(new, name, nn.Identity())
             found = True
     return new if found else None
@@ -173,13 +188,15 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 @fused.register
 def _(block: ConvNorm) -> nn.Module | None:
-    return ConvAct(folded(block.conv, block.bn), block.act) if can_fold(block.bn) else None
+    return ConvAct(_with_norm(block.conv, block.bn), block.act) if can_fold(block.conv, block.bn) else None
 
 
 @fused.register
 @torch.no_grad()
 def _(block: RepConv) -> nn.Module | None:
     """The 1x1 kernel stands in the middle of the 3x3 one; the input's branch is a 1x1 kernel of ones and zeros."""
+    if not all(isinstance(branch[0], nn.Conv2d) for branch in (block.rbr_dense, block.rbr_1x1)):
+        return None  # something else stands for them, such as factors
     dense, point = (folded(*branch) for branch in (block.rbr_dense, block.rbr_1x1))
     weight = dense.weight.double() + F.pad(point.weight.double(), [1] * 4)
     bias = _bias(dense) + _bias(point)
@@ -205,8 +222,8 @@ def _(block: nn.Sequential) -> nn.Module | None:
     new, found, last = shell(block), False, ""
     for name, module in block.named_children():
         before = getattr(block, last) if last else None
-        if isinstance(before, nn.Conv2d) and isinstance(module, nn.BatchNorm2d) and can_fold(module):
-            setattr(new, last, folded(before, module))
+        if before is not None and can_fold(before, module):
+            setattr(new, last, _with_norm(before, module))  # type: ignore[arg-type]
             setattr(new, name, nn.Identity())
             found = True
         last = name

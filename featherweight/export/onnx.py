@@ -24,6 +24,7 @@ from featherweight.export.check import Calls, Exported, Plain, floor, least_snr_
 from featherweight.export.graph import OPSET, Unsupported
 from featherweight.export.translate import program_of, translate
 from featherweight.files import publish
+from featherweight.layers import expanded
 from featherweight.methods.dynamicvit import recording
 from featherweight.modes import evaluating
 from featherweight.runtime.parity import check
@@ -91,9 +92,9 @@ def to_bytes(
     metadata: Mapping[str, str] | None = None,
     extra: Sequence[str] = (),
 ) -> bytes:
-    """The file's bytes, not yet compared with the model."""
+    """The file's bytes, not yet compared with the model; layers that store fewer numbers are written out."""
     images = example if len(example) > 1 else torch.cat([example, example])  # of size 1, torch would take it for fixed
-    called = _Called(model, task or Plain(), extra)
+    called = _Called(expanded(model), task or Plain(), extra)
     with evaluating(called):
         try:
             program = program_of(called, (images,))
