@@ -18,6 +18,7 @@ from .data.presets import augmentation, expanded
 from .data.transforms import Augment
 from .method import Batch, Task
 from .methods.distill import Distill
+from .methods.masks import KeepMasks, masks_of
 from .optim import Optimizer, adamw, constant, cosine, official, scaled_lr, sgd
 from .recipe import Train
 from .train import PRECISIONS, Method, Schedule, fit
@@ -39,7 +40,7 @@ def trained(
     cache: int | None = None,
     answers: str | None = None,
 ) -> nn.Module:
-    """`fit` with the recipe's options; it goes on from the step's checkpoint where one is.
+    """`fit` with the recipe's options; it goes on from the step's checkpoint where one is. Zeros of pruning stay.
 
     cache: epochs of augmentation, in which teachers are asked once; answers: where what they said is kept.
     """
@@ -62,7 +63,7 @@ def trained(
     work.tell({"event": "train", **length, **({"metric": "AP %"} if detects else {})})
     if plan.channels_last:
         model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    methods = [_placed(method, device) for method in methods]
+    methods = [_placed(method, device) for method in [*methods, *([KeepMasks()] if masks_of(model) else [])]]
     if cache:
         kept = {"folder": answers or work.place / "answers", "precision": PRECISIONS[plan.precision]}
         methods = [_remembering(m, seen, work.task, fingerprint=work.data.fingerprint, **kept) for m in methods]

@@ -58,7 +58,7 @@ def by_taylor(
     seen = 0
     layers = {name: layer for name, (layer, _) in readers.items()}
     with evaluating(model), torch.enable_grad(), _inputs(layers) as inputs:
-        for batch in _each(batches):
+        for batch in each(batches):
             inputs.clear()
             loss = torch.stack(list(task.loss(task.forward(model, batch), batch).values())).sum()
             if missing := set(readers) - set(inputs):
@@ -75,7 +75,33 @@ def by_taylor(
     return total
 
 
-def _each(batches: Any) -> Iterable[Any]:
+def gradients(
+    model: nn.Module, weights: Mapping[str, nn.Parameter], batches: Any, task: Task
+) -> Iterator[dict[str, Tensor]]:
+    """For each batch the gradients of the task's loss by these weights, zeros for one that has no part in it.
+
+    The model runs in evaluation mode and is left as it was. Raises OptionError where there are no batches.
+    """
+    frozen = [weight for weight in weights.values() if not weight.requires_grad]
+    seen = False
+    try:
+        for weight in frozen:
+            weight.requires_grad_(True)
+        for batch in each(batches):
+            with evaluating(model), torch.enable_grad():
+                loss = torch.stack(list(task.loss(task.forward(model, batch), batch).values())).sum()
+                found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            pairs = zip(weights.items(), found, strict=True)
+            yield {name: torch.zeros_like(weight) if g is None else g for (name, weight), g in pairs}
+            seen = True
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
+    if not seen:
+        raise OptionError("batches", "there are none; an importance by gradient needs at least one training batch")
+
+
+def each(batches: Any) -> Iterable[Any]:
     """The batches of a training set, or those of any iterable."""
     return batches.epoch(0) if hasattr(batches, "epoch") else batches
 

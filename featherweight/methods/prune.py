@@ -22,6 +22,7 @@ from ..errors import OptionError, closest
 from ..surgery import Edit, apply, edit_kind, submodule
 from ..train import Task
 from . import importance as scoring
+from .narrow import checked
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Mlp:
         return scoring.by_weight([_with_bias(self.fc1)], [self.fc2.weight], self.groups, norm)
 
     def narrow(self, keep: Sequence[int]) -> None:
-        _narrow(self.fc1, keep, dim=0)
-        _narrow(self.fc2, keep, dim=1)
+        narrow_layer(self.fc1, keep, dim=0)
+        narrow_layer(self.fc2, keep, dim=1)
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ class Heads:
         each = width // self.groups  # d, the width of a head
         channels = [head * each + i for head in keep for i in range(each)]
         for layer in self.qkv:
-            _narrow(layer, [part * width + c for part in range(parts) for c in channels], dim=0)
-        _narrow(self.projection, channels, dim=1)
+            narrow_layer(layer, [part * width + c for part in range(parts) for c in channels], dim=0)
+        narrow_layer(self.projection, channels, dim=1)
         setattr(self.attention, self.anatomy.num_heads, len(keep))
         for name in self.anatomy.widths:
             setattr(self.attention, name, len(channels))
@@ -109,7 +110,7 @@ class Heads:
 def narrow_mlp(model: nn.Module, *, block: str, keep: Sequence[int]) -> nn.Module:
     """The model whose block at that path has only these hidden neurons left, counted as they are now."""
     part = Mlp.of(submodule(model, block), anatomy_of(model), block)
-    part.narrow(_checked(keep, part.groups, f"{block}: neurons"))
+    part.narrow(checked(keep, part.groups, f"{block}: neurons"))
     return model
 
 
@@ -117,7 +118,7 @@ def narrow_mlp(model: nn.Module, *, block: str, keep: Sequence[int]) -> nn.Modul
 def narrow_heads(model: nn.Module, *, block: str, keep: Sequence[int]) -> nn.Module:
     """The model whose block at that path has only these attention heads left, counted as they are now."""
     part = Heads.of(submodule(model, block), anatomy_of(model), block)
-    part.narrow(_checked(keep, part.groups, f"{block}: heads"))
+    part.narrow(checked(keep, part.groups, f"{block}: heads"))
     return model
 
 
@@ -216,7 +217,7 @@ def _chosen(scores: Mapping[str, Tensor], ratio: float, step: int, uniform: bool
     }
 
 
-def _narrow(layer: nn.Linear, keep: Sequence[int], *, dim: int) -> None:
+def narrow_layer(layer: nn.Linear, keep: Sequence[int], *, dim: int) -> None:
     """Leave these outputs (dim 0) or inputs (dim 1) of the very layer."""
     index = torch.tensor(keep, device=layer.weight.device)
     layer.weight = _part(layer.weight, index, dim)
@@ -256,14 +257,6 @@ def _check_others(block: nn.Module, home: str, known: Sequence[nn.Module], width
             raise LookupError(
                 f"{where}.{home}.{name} works on all {width} channels at once and cannot follow; skip *.{home}"
             )
-
-
-def _checked(keep: Sequence[int], groups: int, where: str) -> list[int]:
-    """The indices, which may come from a file: OptionError unless they rise within 0 .. groups - 1."""
-    whole = isinstance(keep, (list, tuple)) and all(type(i) is int for i in keep)
-    if not whole or not keep or keep[0] < 0 or keep[-1] >= groups or sorted(set(keep)) != list(keep):
-        raise OptionError(where, f"keep must be rising whole numbers from 0 to {groups - 1}, at least one")
-    return list(keep)
 
 
 def _check_options(mlp: float, heads: float, round_to: int) -> None:
