@@ -3,11 +3,13 @@
 the kinds of edit that a saved model may name."""
 
 from . import (  # isort: skip
-    aux_heads, deit, distill, distill_detection, dynamicvit, fuse, grouping, mixed_depth, prune, quantize, recursion,
-    token_labelling, tome,
+    aux_heads, channels, deit, distill, distill_detection, drop_blocks, dynamicvit, fuse, gradual, grouping,
+    iterative, masks, mixed_depth, narrow, prune, quantize, recursion, slimming, sparsify, token_labelling,
+    tome, widths,
 )  # fmt: skip
 
 __all__ = [
-    "aux_heads", "deit", "distill", "distill_detection", "dynamicvit", "fuse", "grouping", "mixed_depth", "prune",
-    "quantize", "recursion", "token_labelling", "tome",
+    "aux_heads", "channels", "deit", "distill", "distill_detection", "drop_blocks", "dynamicvit", "fuse",
+    "gradual", "grouping", "iterative", "masks", "mixed_depth", "narrow", "prune", "quantize", "recursion",
+    "slimming", "sparsify", "token_labelling", "tome", "widths",
 ]  # fmt: skip
