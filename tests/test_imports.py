@@ -85,6 +85,7 @@ HOUSE = (
         "steps_labels",
         "steps_tokens",
         "steps_prune",
+        "outlines_prune",
         "steps_quantize",
         "steps_distill",
         "steps_together",

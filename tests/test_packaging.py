@@ -78,9 +78,20 @@ def test_versions_agree(metadata: dict[str, list[str]]) -> None:
 def test_what_pip_reads(metadata: dict[str, list[str]]) -> None:
     assert metadata["License-Expression"] == ["Apache-2.0"]
     assert set(metadata["Requires-Python"][0].split(",")) == {">=3.10", "<3.14"}
-    assert {"torch", "onnx", "openvino", "timm", "text", "parquet", "detection", "video", "demo", "all", "dev"} == set(
-        metadata["Provides-Extra"]
-    )
+    assert {
+        "torch",
+        "onnx",
+        "openvino",
+        "nncf",
+        "timm",
+        "text",
+        "parquet",
+        "detection",
+        "video",
+        "demo",
+        "all",
+        "dev",
+    } == set(metadata["Provides-Extra"])
 
 
 def test_core_needs_no_torch(metadata: dict[str, list[str]]) -> None:

@@ -28,6 +28,8 @@ TYPES = {
     torch.int8: onnx.TensorProto.INT8,
     torch.uint8: onnx.TensorProto.UINT8,
     torch.bool: onnx.TensorProto.BOOL,
+    torch.float16: onnx.TensorProto.FLOAT16,
+    torch.bfloat16: onnx.TensorProto.BFLOAT16,
 }
 
 
@@ -93,7 +95,7 @@ class Graph:
         value = value.detach().cpu().contiguous()
         if value.dtype not in TYPES:
             raise Unsupported(f"a constant of type {value.dtype}")
-        raw = value.numpy().tobytes()
+        raw = (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy().tobytes()
         key = (value.dtype, tuple(value.shape), raw)
         if key not in self._same_constant:
             self._same_constant[key] = made = f"c{len(self._constants)}"

@@ -18,6 +18,9 @@ from featherweight.export.graph import Dequantized, Graph, Ref
 # Products ------------------------------------------------------------------------------------------------------------
 @operator
 def linear(g: Graph, out: Tensor, *, input: Value, weight: Value, bias: Value = None) -> str:  # noqa: A002
+    product = integer_product(g, input, weight)
+    if product is not None:
+        return product if bias is None else g.op("Add", product, g.read(bias))
     if isinstance(weight, Tensor) and bias is not None and out.ndim == 2:
         return g.op("Gemm", g.read(input), g.read(weight), g.read(bias), transB=1)
     product = g.op("MatMul", g.read(input), transposed(g, weight))
@@ -129,3 +132,39 @@ def dequantize(g: Graph, out: Tensor, *, q: Value, scale: Value, zero_point: Val
 def dequantized(g: Graph, q: Tensor, scale: Tensor, axis: int) -> str:
     """Weights stay in 8 bits in the file; their zero point is 0 and need not be said."""
     return g.op("DequantizeLinear", g.constant(q), g.read(scale), axis=axis)
+
+
+@operator
+def quantize_dynamic(g: Graph, out: Any, *, x: Value) -> list[str]:
+    """See methods/dynamic_int8.py."""
+    return g.ops("DynamicQuantizeLinear", g.read(x), results=3)
+
+
+def integer_product(g: Graph, x: Value, weight: Value) -> str | None:
+    """x times the transposed weight in integers, where x was rounded by its own range; else None."""
+    rounded = g.made_by.get(x.name) if isinstance(x, Ref) else None
+    if not isinstance(weight, Dequantized) or rounded is None or rounded.op_type != "DequantizeLinear":
+        return None
+    source = g.made_by.get(rounded.input[0])
+    if source is None or source.op_type != "DynamicQuantizeLinear":
+        return None
+    codes, scale, zero = rounded.input
+    total = g.op("MatMulInteger", codes, g.constant(weight.values.t()), zero)
+    both = g.op("Mul", scale, g.read(weight.scale))
+    return g.op("Mul", g.op("Cast", total, to=onnx.TensorProto.FLOAT), both)
+
+
+# Weights in few bits: see methods/stored.py ---------------------------------------------------------------------------
+@operator
+def widen(g: Graph, out: Tensor, *, half: Value) -> str:
+    return g.op("Cast", g.constant(half), to=onnx.TensorProto.FLOAT)
+
+
+@operator
+def unpack(g: Graph, out: Tensor, *, packed: Value, bits: int) -> str:
+    """Bytes (rows, bytes) -> codes (rows, bytes * 8 / bits): each byte divided by powers of 2, and the remainder."""
+    powers = torch.tensor([1 << shift for shift in range(0, 8, bits)], dtype=torch.int32)
+    whole = g.op("Cast", g.constant(packed[..., None]), to=onnx.TensorProto.INT32)  # (rows, bytes, 1)
+    codes = g.op("Mod", g.op("Div", whole, g.constant(powers)), g.constant(torch.tensor(1 << bits, dtype=torch.int32)))
+    flat = g.op("Reshape", codes, g.shape(tuple(out.shape)))
+    return g.op("Cast", flat, to=onnx.TensorProto.FLOAT)

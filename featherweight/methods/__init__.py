@@ -3,13 +3,14 @@
 the kinds of edit that a saved model may name."""
 
 from . import (  # isort: skip
-    aux_heads, channels, deit, distill, distill_detection, drop_blocks, dynamicvit, fuse, gradual, grouping,
-    iterative, masks, mixed_depth, narrow, prune, quantize, recursion, slimming, sparsify, token_labelling,
-    tome, widths,
+    adaround, aux_heads, binary, channels, deit, distill, distill_detection, drop_blocks, dynamic_int8, dynamicvit,
+    equalize, fuse, gradual, grouping, half, iterative, masks, mixed_depth, mixed_precision, narrow, prune, qat,
+    quantize, recursion, repair, share, slimming, smooth, sparsify, token_labelling, tome, weight_only, widths,
 )  # fmt: skip
 
 __all__ = [
-    "aux_heads", "channels", "deit", "distill", "distill_detection", "drop_blocks", "dynamicvit", "fuse",
-    "gradual", "grouping", "iterative", "masks", "mixed_depth", "narrow", "prune", "quantize", "recursion",
-    "slimming", "sparsify", "token_labelling", "tome", "widths",
+    "adaround", "aux_heads", "binary", "channels", "deit", "distill", "distill_detection", "drop_blocks",
+    "dynamic_int8", "dynamicvit", "equalize", "fuse", "gradual", "grouping", "half", "iterative", "masks",
+    "mixed_depth", "mixed_precision", "narrow", "prune", "qat", "quantize", "recursion", "repair", "share",
+    "slimming", "smooth", "sparsify", "token_labelling", "tome", "weight_only", "widths",
 ]  # fmt: skip

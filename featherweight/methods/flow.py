@@ -22,11 +22,12 @@ from ..surgery import edit_kind, put, submodule
 _THROUGH = {
     "batch_norm", "relu", "relu6", "hardtanh", "clamp", "hardswish", "silu", "sigmoid", "hardsigmoid", "leaky_relu",
     "gelu", "add", "mul", "cat", "max_pool2d", "avg_pool2d", "pad", "constant_pad_nd", "dropout", "upsample_nearest2d",
-    "contiguous", "clone", "adaptive_avg_pool2d", "mean",
+    "contiguous", "clone", "adaptive_avg_pool2d", "mean", "minimum",
 }
 # fmt: on
 _CUTS = {"relu", "relu6", "hardtanh"}  # both runtimes make them part of the rounding that follows
 _PADS = {"pad", "constant_pad_nd"}
+_SILENT = {*_PADS, "dropout", "contiguous", "clone", "detach", "alias"}  # what leaves each channel to itself
 
 
 @dataclass
@@ -40,6 +41,59 @@ class Flow:
 def look(model: nn.Module, images: Tensor, task: Any) -> Flow:
     """The flow of a model in evaluation mode. Nothing is found where torch.export gives up."""
 
+    traced = _traced(model, images, task)
+    found = Flow()
+    if traced is not None:
+        for node, path in _once(*traced, "conv2d"):
+            _follow(node, path, traced[1], found)
+    return found
+
+
+@dataclass(frozen=True)
+class Link:
+    """Two convolutions of which the first feeds only the second, channel by channel; paths of modules."""
+
+    first: str
+    second: str
+    clip: str = ""  # the ReLU6 between them, where there is one
+
+
+def links(model: nn.Module, images: Tensor, task: Any) -> list[Link]:
+    """Pairs of convolutions with nothing, ReLU or ReLU6 between them; batch norms must have been folded before."""
+    traced = _traced(model, images, task)
+    if traced is None:
+        return []
+    uses, found = dict(_once(*traced, "conv2d")), list[Link]()
+    modules = dict(model.named_modules(remove_duplicate=False))
+    called = [modules.get(_home(node)) for node in traced[0].nodes if node.op == "call_function"]
+    for node, path in uses.items():
+        after, clip = _alone(node, _SILENT), ""
+        if _kind(after) in ("relu6", "hardtanh"):
+            clip = _home(after) if _kind(after) == "relu6" or list(after.args[1:3]) == [0.0, 6.0] else ""
+            after = _alone(after, _SILENT) if clip and called.count(modules.get(clip)) == 1 else None
+        elif _kind(after) == "relu":
+            after = _alone(after, _SILENT)
+        if after in uses:
+            found.append(Link(path, uses[after], clip))
+    return found
+
+
+def readers(model: nn.Module, images: Tensor, task: Any) -> dict[str, list[str]]:
+    """Layer norm -> the linear layers that read its output, where nothing else does."""
+    traced = _traced(model, images, task)
+    if traced is None:
+        return {}
+    linear, found = dict(_once(*traced, "linear")), {}
+    for node, path in _once(*traced, "layer_norm", 2):
+        users = list(node.users)
+        if users and all(user in linear and user.args[0] is node for user in users):
+            found[path] = [linear[user] for user in users]
+    return found
+
+
+def _traced(model: nn.Module, images: Tensor, task: Any) -> tuple[fx.Graph, dict[str, str]] | None:
+    """The graph of the model in evaluation mode, and what each of its inputs is; None where torch.export gives up."""
+
     class Called(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -52,19 +106,34 @@ def look(model: nn.Module, images: Tensor, task: Any) -> Flow:
         with torch.no_grad():
             program = torch.export.export(Called().eval(), (images,))
     except Exception:  # noqa: BLE001  it has no common base for what stops it
-        return Flow()
+        return None
     names = {spec.arg.name: spec.target or "" for spec in program.graph_signature.input_specs}
-    found, uses = Flow(), _uses(program.graph, names)
-    for node, path in uses:
-        if sum(path == other for _, other in uses) == 1:
-            _follow(node, path, names, found)
-    return found
+    return program.graph, names
 
 
-def _uses(graph: fx.Graph, names: dict[str, str]) -> list[tuple[fx.Node, str]]:
-    """Every convolution with the path of the layer that holds its weight."""
-    convolutions = [node for node in graph.nodes if _kind(node) == "conv2d"]
-    return [(node, _owner(node.args[1], names)) for node in convolutions if _owner(node.args[1], names)]
+def _once(graph: fx.Graph, names: dict[str, str], kind: str, weight: int = 1) -> list[tuple[fx.Node, str]]:
+    """Every operator of the kind with the path of the layer that holds its weight, if it runs once."""
+    uses = [(node, _owner(node.args[weight], names)) for node in graph.nodes if _weighted(node, kind, weight)]
+    paths = [path for _, path in uses]
+    return [(node, path) for node, path in uses if path and paths.count(path) == 1]
+
+
+def _weighted(node: fx.Node, kind: str, weight: int) -> bool:
+    return _kind(node) == kind and len(node.args) > weight
+
+
+def _alone(node: fx.Node, through: set[str]) -> Any:
+    """What reads this value, if it is one operator alone; what leaves channels to themselves is passed over."""
+    users = list(node.users)
+    if len(users) != 1:
+        return None
+    return _alone(users[0], through) if _kind(users[0]) in through else users[0]
+
+
+def _home(node: fx.Node) -> str:
+    """Path of the module in which an operator was called."""
+    stack = list((node.meta.get("nn_module_stack") or {"": ("", None)}).values())
+    return str(stack[-1][0]).removeprefix("L['self'].").removeprefix("model").removeprefix(".")
 
 
 def _follow(node: fx.Node, path: str, names: dict[str, str], found: Flow) -> None:

@@ -7,6 +7,8 @@ so the file that is exported is the model that was evaluated. Which ranges are g
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +16,9 @@ from torch import Tensor, nn
 from ..errors import OptionError
 from ..surgery import edit_kind
 from .observers import Range
+
+LIMIT = 127  # the largest weight in 8 bits
+REDUCED = 63  # in 7 bits: without VNNI, x86 adds two products of 8 bits in 16, and that may overflow
 
 # Arithmetic: two operators of their own, so that export sees them as what they are -----------------------------------
 _LIBRARY = torch.library.Library("featherweight", "DEF")
@@ -39,39 +44,50 @@ _LIBRARY.impl("quantize", quantize_values, "CompositeExplicitAutograd")
 _LIBRARY.impl("dequantize", dequantize_values, "CompositeExplicitAutograd")
 
 
-def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 weight and its scale per output channel. A channel that is all zero gets the scale 1."""
+def quantize_weight(weight: Tensor, limit: int = LIMIT) -> tuple[Tensor, Tensor]:
+    """int8 weight within [-limit, limit] and its scale per output channel. A channel of zeros gets the scale 1."""
     largest = weight.detach().flatten(1).abs().amax(1)
-    scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
+    scale = torch.where(largest > 0, largest / limit, torch.ones_like(largest))
     column = scale.reshape([-1] + [1] * (weight.ndim - 1))
-    return torch.round(weight.detach() / column).clamp(-127, 127).to(torch.int8), scale
+    return torch.round(weight.detach() / column).clamp(-limit, limit).to(torch.int8), scale
 
 
-def scale_of(limits: Range) -> tuple[float, int]:
-    """Scale and zero point (0..255) for a range, which is widened to hold 0."""
+def scale_of(limits: Range, levels: int = 256) -> tuple[float, int]:
+    """Scale and zero point (0..levels - 1) for a range, which is widened to hold 0."""
     low, high = min(limits[0], 0.0), max(limits[1], 0.0)
-    scale = (high - low) / 255
+    scale = (high - low) / (levels - 1)
     return (scale, round(-low / scale)) if scale > 1e-30 else (1.0, 0)
 
 
 # Layers ---------------------------------------------------------------------------------------------------------------
 class Quantizer(nn.Module):
-    """Rounds a tensor to 256 values; what they are is two buffers."""
+    """Rounds a tensor to 256 values, stored as uint8 or, `signed`, as int8; what they are is two buffers.
+
+    The values are the same. On x86, ONNX Runtime's kernels for unsigned activations are the fast ones. With fewer
+    `levels` the values beyond them are cut off: nothing runs faster by that.
+    """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, *, signed: bool = False, levels: int = 256) -> None:
         super().__init__()
+        self.levels = levels
         self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("zero_point", torch.zeros((), dtype=torch.uint8))
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int8 if signed else torch.uint8))
 
     def set_range(self, limits: Range) -> None:
-        scale, zero_point = scale_of(limits)
+        self.set(*scale_of(limits))
+
+    def set(self, scale: float, zero_point: int) -> None:
+        """Scale and the zero point as of unsigned numbers, 0..255."""
         self.scale.fill_(scale)
-        self.zero_point.fill_(zero_point)
+        self.zero_point.fill_(zero_point - (128 if self.zero_point.dtype == torch.int8 else 0))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.levels < 256:
+            low = -self.zero_point.to(x.dtype) * self.scale
+            x = torch.minimum(torch.maximum(x, low), low + (self.levels - 1) * self.scale)
         q = torch.ops.featherweight.quantize(x, self.scale, self.zero_point)
         result: Tensor = torch.ops.featherweight.dequantize(q, self.scale, self.zero_point)
         return result
@@ -84,11 +100,11 @@ class QuantLinear(nn.Module):
     weight_scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, *, limit: int = LIMIT, signed: bool = False) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        _take_weight(self, layer)
-        self.input = Quantizer()
+        _take_weight(self, layer, limit)
+        self.input = Quantizer(signed=signed)
 
     @property
     def weight(self) -> Tensor:
@@ -115,15 +131,14 @@ class QuantConv2d(nn.Module):
     weight_scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, layer: nn.Conv2d, *, inputs: bool = True, output: bool = False) -> None:
+    def __init__(
+        self, layer: nn.Conv2d, *, inputs: bool = True, output: bool = False, limit: int = LIMIT, signed: bool = False
+    ) -> None:
         super().__init__()
-        self.in_channels, self.out_channels = layer.in_channels, layer.out_channels
-        self.kernel_size, self.stride, self.dilation = layer.kernel_size, layer.stride, layer.dilation
-        self.padding, self.groups = layer.padding, layer.groups
-        self.same = same_padding(layer)
-        _take_weight(self, layer)
-        self.input = Quantizer() if inputs else nn.Identity()
-        self.output = Quantizer() if output else nn.Identity()
+        take_shape(self, layer)
+        _take_weight(self, layer, limit)
+        self.input = Quantizer(signed=signed) if inputs else nn.Identity()
+        self.output = Quantizer(signed=signed) if output else nn.Identity()
 
     @property
     def weight(self) -> Tensor:
@@ -132,24 +147,35 @@ class QuantConv2d(nn.Module):
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.input(x)
-        if self.same:
-            x = F.pad(x, self._pads(x))
-        x = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
-        result: Tensor = self.output(x)
+        result: Tensor = self.output(convolve(self, self.input(x), self.weight))
         return result
-
-    def _pads(self, x: Tensor) -> list[int]:
-        """So much that the output has ceil(size / stride) places, the odd one last; for the last axis first."""
-        pads: list[int] = []
-        for axis in (1, 0):
-            size, stride = x.shape[2 + axis], self.stride[axis]
-            wide = (-(-size // stride) - 1) * stride + (self.kernel_size[axis] - 1) * self.dilation[axis] + 1 - size
-            pads += [max(0, wide) // 2, max(0, wide) - max(0, wide) // 2]
-        return pads
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, {self.kernel_size}, int8"
+
+
+def take_shape(new: Any, layer: nn.Conv2d) -> None:
+    """Give the module everything that `convolve` asks of a convolution but its weight and bias."""
+    new.in_channels, new.out_channels = layer.in_channels, layer.out_channels
+    new.kernel_size, new.stride, new.dilation = layer.kernel_size, layer.stride, layer.dilation
+    new.padding, new.groups = layer.padding, layer.groups
+    new.same = same_padding(layer)
+
+
+def convolve(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
+    """The convolution of that layer with this weight, padded as the layer it was made of."""
+    x = padded(layer, x) if layer.same else x
+    return F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def padded(layer: Any, x: Tensor) -> Tensor:
+    """Filled with so many zeros that the output has ceil(size / stride) places, the odd one last."""
+    pads: list[int] = []
+    for axis in (1, 0):  # for the last axis first
+        size, stride = x.shape[2 + axis], layer.stride[axis]
+        wide = (-(-size // stride) - 1) * stride + (layer.kernel_size[axis] - 1) * layer.dilation[axis] + 1 - size
+        pads += [max(0, wide) // 2, max(0, wide) - max(0, wide) // 2]
+    return F.pad(x, pads)
 
 
 def same_padding(layer: nn.Module) -> bool:
@@ -157,18 +183,22 @@ def same_padding(layer: nn.Module) -> bool:
     return type(layer).__name__ == "Conv2dSame" and type(layer).__module__.startswith("timm.")
 
 
-def _take_weight(new: QuantLinear | QuantConv2d, layer: nn.Linear | nn.Conv2d) -> None:
-    weight, scale = quantize_weight(layer.weight)
+def _take_weight(new: QuantLinear | QuantConv2d, layer: nn.Linear | nn.Conv2d, limit: int) -> None:
+    weight, scale = quantize_weight(layer.weight, limit)
     new.register_buffer("weight_int8", weight)
     new.register_buffer("weight_scale", scale)
     new.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
 
 
 @edit_kind
-def int8(module: nn.Module, inputs: bool = True, output: bool = False) -> nn.Module:
+def int8(
+    module: nn.Module, inputs: bool = True, output: bool = False, limit: int = LIMIT, signed: bool = False
+) -> nn.Module:
     """The 8-bit form of a layer. Ranges and the weights themselves come with the state dict, or from `quantize`."""
+    if not isinstance(limit, int) or not 1 <= limit <= LIMIT:
+        raise OptionError("int8", f"limit: {limit!r} is not a number from 1 to {LIMIT}")
     if isinstance(module, nn.Linear):
-        return QuantLinear(module)
+        return QuantLinear(module, limit=limit, signed=signed)
     if isinstance(module, nn.Conv2d):
-        return QuantConv2d(module, inputs=inputs, output=output)
+        return QuantConv2d(module, inputs=inputs, output=output, limit=limit, signed=signed)
     raise OptionError("int8", f"a {type(module).__name__} has no 8-bit form; linear and 2d convolution layers have")

@@ -9,32 +9,33 @@ normalizations and activation functions stay float; nothing is trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import anatomy_of
 from ..errors import Diverged, OptionError
 from ..modes import evaluating
 from ..runtime.parity import snr_db
 from ..surgery import Edit, apply, submodule
+from .calibration import Calls, chains_convolutions, enough, first, makes_tokens, run_watched, selected
 from .flow import Flow, foldable, look
-from .int8 import QuantConv2d, Quantizer, QuantLinear, same_padding
+from .int8 import REDUCED, QuantConv2d, Quantizer, QuantLinear
 from .observers import Histogram, Range, named
 
 CORRECTION_IMAGES = 32  # mean errors need few: 25 and 125 images gave EfficientNet-Lite0 the same 23.5 dB
 
 
-class Calls(Protocol):
-    """The part of a task that is needed here: how the model is called."""
-
-    def forward(self, model: nn.Module, batch: Any) -> Any: ...
-
-
-def plan(model: nn.Module, *, bits: int = 8, skip: Sequence[str] = (), flow: Flow | None = None) -> list[Edit]:
+def plan(
+    model: nn.Module,
+    *,
+    bits: int = 8,
+    skip: Sequence[str] = (),
+    flow: Flow | None = None,
+    reduce_range: bool = False,
+    signed: bool = False,
+) -> list[Edit]:
     """One edit for each linear and 2d convolution layer that is not skipped; bits=32 leaves all as they are.
 
     skip: dotted paths; `*` stands for anything, and a path covers what is inside it. LookupError if nothing is left.
@@ -44,43 +45,17 @@ def plan(model: nn.Module, *, bits: int = 8, skip: Sequence[str] = (), flow: Flo
         return []
     if bits != 8:
         raise OptionError("bits", f"{bits!r} is not one of 8, 32 (no change)")
-    found = {path: module for path, module in model.named_modules() if quantizable(module)}
-    for host, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention):  # reads the weights of its layer and never calls it
-            found.pop(f"{host}.out_proj".lstrip("."), None)
-    for pattern in skip:
-        if not any(covers(pattern, path) for path in found):
-            raise LookupError(f"skip: {pattern!r} matches no linear or convolution layer of {type(model).__name__}")
-    paths = [path for path in found if not any(covers(pattern, path) for pattern in skip)]
-    if not paths:
-        raise LookupError(f"{type(model).__name__} has no float linear or 2d convolution layer left to quantize")
+    found = selected(model, skip)
+    paths = list(found)
     flow, inputs = flow or Flow(), {"inputs": False} if makes_tokens(model) else {}
+    types = ({"limit": REDUCED} if reduce_range else {}) | ({"signed": True} if signed else {})
     norms = {path: flow.norms[path] for path in paths if path in flow.norms}
     edits = [Edit("", "fold_norm", {"conv": p, "norm": n}) for p, n in norms.items() if foldable(submodule(model, n))]
     for path in paths:
         output = {"output": True} if path in flow.rounded else {}
-        edits.append(Edit(path, "int8", {**inputs, **output} if isinstance(found[path], nn.Conv2d) else {}))
+        of_conv = {**inputs, **output} if isinstance(found[path], nn.Conv2d) else {}
+        edits.append(Edit(path, "int8", {**of_conv, **types}))
     return edits
-
-
-def makes_tokens(model: nn.Module) -> bool:
-    """Whether this is one of the described transformers, whose convolutions turn the picture into tokens."""
-    try:
-        anatomy_of(model)
-    except TypeError:
-        return False
-    return True
-
-
-def quantizable(module: nn.Module) -> bool:
-    """A linear or convolution layer that computes what its name says, unlike a subclass with its own forward."""
-    forward = type(module).forward
-    zeros = getattr(module, "padding_mode", "zeros") == "zeros"
-    return zeros and (forward in (nn.Linear.forward, nn.Conv2d.forward) or same_padding(module))
-
-
-def covers(pattern: str, path: str) -> bool:
-    return fnmatchcase(path, pattern) or fnmatchcase(path, pattern + ".*")
 
 
 def quantize(
@@ -93,21 +68,26 @@ def quantize(
     calibration_images: int = 128,
     bias_correction: bool = True,
     skip: Sequence[str] = (),
+    reduce_range: bool = False,
+    signed: bool = False,
 ) -> nn.Module:
     """A copy in 8 bits whose ranges come from the first `calibration_images` of the batches; labels are not looked at.
 
     Give training images: what a model is judged on must not have tuned it. observer: "mse", "minmax", "percentile",
     "entropy" or a function of a `Histogram`. bias_correction: shift each channel by the mean error that rounding made
     in it on some of the same images (Nagel 2019, arXiv 1906.04721): 19 dB became 23.5 on EfficientNet-Lite0, a ViT did
-    not change. A layer that is never called stays float.
+    not change. A layer that is never called stays float. reduce_range: weights in 7 bits, for x86 without VNNI, whose
+    8-bit sums may overflow. signed: activations as int8 in place of uint8, which computes the same and is slower in
+    ONNX Runtime on x86. Raises OptionError for too few images.
     """
-    choose, edits = named(observer), plan(model, bits=bits, skip=skip)
+    options: dict[str, Any] = {"bits": bits, "skip": skip, "reduce_range": reduce_range, "signed": signed}
+    choose, edits = named(observer), plan(model, **options)
     if not edits:
         return apply(model, [])
-    images = tuple(first(batches, calibration_images))
+    images = enough(batches, calibration_images)
     with evaluating(model), torch.no_grad():
         flow = look(model, images[0]["image"][:2], task) if chains_convolutions(model, images) else None
-        edits = plan(model, bits=bits, skip=skip, flow=flow)
+        edits = plan(model, flow=flow, **options)
         model = apply(model, [edit for edit in edits if edit.kind == "fold_norm"]).eval()
         edits = [edit for edit in edits if edit.kind == "int8"]
         seen = observe(model, {edit.path: bool(edit.spec.get("output")) for edit in edits}, images, task)
@@ -120,24 +100,6 @@ def quantize(
         if bias_correction:
             correct_bias(model, new, list(seen), first(images, CORRECTION_IMAGES), task)
     return new
-
-
-def chains_convolutions(model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether this may be a convolutional network, and there are pictures to look at it with."""
-    has_some = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    return has_some and not makes_tokens(model) and bool(batches) and "image" in batches[0]
-
-
-def first(batches: Iterable[Mapping[str, Any]], images: int) -> Iterator[Mapping[str, Any]]:
-    """The batches up to so many images, the last one cut."""
-    if images < 1:
-        raise OptionError("calibration_images", f"must be at least 1, not {images}")
-    for batch in batches:
-        count = len(next(iter(batch.values())))
-        yield batch if count <= images else {key: value[:images] for key, value in batch.items()}
-        images -= count
-        if images <= 0:
-            return
 
 
 def observe(
@@ -161,22 +123,10 @@ def observe(
 
         return note
 
-    _run_watched(model, {path: watch(path) for path in paths}, batches, task)
+    run_watched(model, {path: watch(path) for path in paths}, batches, task)
     if not seen:
         raise LookupError(f"none of the {len(paths)} layers ran on the calibration batches; were there any batches?")
     return seen
-
-
-def _run_watched(
-    model: nn.Module, watchers: Mapping[str, Callable[..., Any]], batches: Iterable[Mapping[str, Any]], task: Calls
-) -> list[Tensor]:
-    """The answers to the batches; a watcher sees what its layer gets and gives and may replace it."""
-    handles = [submodule(model, path).register_forward_hook(watcher) for path, watcher in watchers.items()]
-    try:
-        return [task.forward(model, batch) for batch in batches]
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def correct_bias(
@@ -194,7 +144,7 @@ def correct_bias(
 
         return note
 
-    _run_watched(model, {path: watch(path) for path in paths}, batches, task)
+    run_watched(model, {path: watch(path) for path in paths}, batches, task)
     for path, (total, count) in sums.items():
         bias = submodule(new, path).bias
         if isinstance(bias, Tensor):
@@ -212,10 +162,10 @@ def sensitivity(
     whole = quantize(model, images, task, **options)
     rows = []
     with evaluating(model), torch.no_grad():
-        expected = torch.cat(_run_watched(model, {}, images, task))
+        expected = torch.cat(run_watched(model, {}, images, task))
         layers = {path: m for path, m in whole.named_modules() if isinstance(m, (QuantLinear, QuantConv2d))}
         for path, layer in layers.items():
-            got = torch.cat(_run_watched(model, {path: _instead(layer)}, images, task))
+            got = torch.cat(run_watched(model, {path: _instead(layer)}, images, task))
             same = float((got.argmax(-1) == expected.argmax(-1)).double().mean())
             ratio = snr_db(expected.numpy(), got.numpy())
             rows.append({"layer": path, "snr_db": ratio, "top1_agreement": same, "weights": layer.weight.numel()})

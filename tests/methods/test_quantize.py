@@ -250,8 +250,12 @@ def test_multi_head_attention_keeps_the_weights_it_reads_itself() -> None:
 def test_values_that_are_not_finite_stop_it(vit: nn.Module) -> None:
     bad = images(4)
     bad[0, 0, 0, 0] = torch.nan
-    with pytest.raises(Diverged, match=r"calibration: patch_embed.proj has a value that is not finite"):
+    with pytest.raises(Diverged, match=r"calibration: image has a value that is not finite"):
         quantize(vit, [{"image": bad}], TASK)
+    with torch.no_grad():
+        vit.patch_embed.proj.bias[0] = torch.inf
+    with pytest.raises(Diverged, match=r"calibration: blocks.0.attn.qkv has a value that is not finite"):
+        quantize(vit, batches(), TASK)
 
 
 @torch.no_grad()
