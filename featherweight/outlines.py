@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from . import official
 from .methods import deit, dynamicvit, grouping, mixed_depth, prune, quantize, recursion, tome
 from .methods.fuse import fuse
+from .methods.widths import narrow_heads_and_tokens
 from .surgery import apply
 from .tasks.detection.answers import head_paths
 
@@ -45,7 +47,13 @@ depth = planned(mixed_depth, "loops")
 def pruned(outline: Outline, options: Options) -> Outline:
     """With fewer neurons and heads; which ones is not known, and without `uniform` not in which block either."""
     known = some(options, "mlp", "heads", "round_to", "uniform")
-    return outline.changed(lambda m: prune.prune(m, **known), estimated=not options["uniform"])
+    widths = some(options, "head_width", "embed", "round_to")
+    example = torch.zeros(2, *outline.image)
+
+    def change(model: nn.Module) -> nn.Module:
+        return narrow_heads_and_tokens(prune.prune(model, **known), example, **widths)
+
+    return outline.changed(change, estimated=not options["uniform"])
 
 
 def resized(outline: Outline, options: Options) -> Outline:

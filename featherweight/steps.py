@@ -44,12 +44,14 @@ from .methods.deit import TokenDistill
 from .methods.distill import DISTANCES, Distill
 from .methods.quantize import quantize as to_int8
 from .methods.refit import refit
+from .methods.widths import narrow_heads_and_tokens
 from .models import zoo
 from .recipe import Count, Epochs, ModelSpec, Rate
 from .steps_detection import aux_heads, distill_detection, evaluate, fuse
 from .steps_distill import attention_transfer, dist, dkd, fitnets, minilm, rkd, similarity, tinybert
 from .steps_finetune import landscape, resolution
 from .steps_labels import token_labelling
+from .steps_prune import drop, prune_channels, sparsify
 from .steps_recursion import depth, grouping, mixed_depth, recursion
 from .steps_together import mean_teacher, mutual, one, soup, swa
 from .steps_tokens import merge, tokens
@@ -135,6 +137,8 @@ def prune(
     *,
     mlp: Ratio = 0.3,
     heads: Ratio = 0.3,
+    head_width: Ratio = 0.0,
+    embed: Ratio = 0.0,
     importance: Literal["l1", "l2", "taylor"] = "l2",
     round_to: Annotated[int, Within(1, 1024)] = 8,
     uniform: bool = True,
@@ -143,7 +147,10 @@ def prune(
     images: Count | None = None,
     lr: Rate | None = None,
 ) -> Work:
-    """Cut neurons of the MLPs and whole heads out, then fine-tune with the teachers at hand."""
+    """Cut neurons of the MLPs and whole heads out, then fine-tune with the teachers at hand.
+
+    head_width, embed: shares of the width of the heads that are left, and of the tokens.
+    """
     before = current(work)
 
     def make() -> nn.Module:
@@ -152,6 +159,8 @@ def prune(
         calibration = list(seen.epoch(0))
         small = pruning.prune(before, batches=calibration, task=work.task, **options)
         small = refit(before, small, calibration, work.task)
+        widths = {"head_width": head_width, "embed": embed, "round_to": round_to}
+        small = narrow_heads_and_tokens(small, calibration[0]["image"][:2], **widths)
         return trained(work, small, work.methods or (Distill(copy.deepcopy(before).eval()),), epochs, images, lr)
 
     return finished_stage(work, f"prune (MLP {mlp:.0%}, heads {heads:.0%})", work.once("model", make))
@@ -242,7 +251,8 @@ STEPS: dict[str, Callable[..., Work]] = {
     for step in (
         teacher, baseline, load, train, distill, token_labelling, tokens, merge, prune, recursion, grouping,
         mixed_depth, depth, resolution, quantize, export, measure, landscape, report, aux_heads, distill_detection,
-        fuse, evaluate, fitnets, attention_transfer, similarity, rkd, dkd, dist, tinybert, minilm, one, mutual,
+        fuse, evaluate, sparsify, prune_channels, drop,
+        fitnets, attention_transfer, similarity, rkd, dkd, dist, tinybert, minilm, one, mutual,
         mean_teacher, swa, soup,
     )
 }  # fmt: skip
