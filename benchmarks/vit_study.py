@@ -45,6 +45,7 @@ from featherweight.work import Work
 ROOT = Path(__file__).resolve().parents[1]
 PAUSE = 20.0  # seconds until it is looked again whether the other process is done
 Answers = dict[str, np.ndarray]  # view -> logits (N, K)
+CarryOut = Callable[[Trial, int, Path, Data], dict[str, Any]]
 
 
 def folder_of(out: Path, trial: Trial, seed: int) -> Path:
@@ -153,10 +154,19 @@ def view(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     return {**found, "interval": list(found["interval"]), "right": base64.b64encode(right.tobytes()).decode("ascii")}
 
 
-def work_through(trials: Sequence[Trial], seeds: int, out: Path, source: Path, tell: Callable[[], None]) -> int:
+def work_through(
+    trials: Sequence[Trial],
+    seeds: int,
+    out: Path,
+    source: Path,
+    tell: Callable[[], None],
+    *,
+    carry_out: CarryOut | None = None,
+    read: Callable[[Path], Data] | None = None,
+) -> int:
     """Every trial with every seed, in turn; what another process is at is left to it. How many could not be done.
 
-    `tell` is called after each. One that fails is said, and the others go on.
+    `tell` is called after each. One that fails is said, and the others go on. carry_out, read: of another study.
     """
     wanted = [(one, seed) for seed in range(seeds) for one in trials if seed == 0 or not one.once]
     failed: set[tuple[str, int]] = set()
@@ -166,11 +176,11 @@ def work_through(trials: Sequence[Trial], seeds: int, out: Path, source: Path, t
         for one, seed in pending:
             if (one.name, seed) in failed or not ready(one, seed, trials, out):
                 continue
-            loaded = loaded or data.load(source, val_share=0.1, in_memory=True)
+            loaded = loaded or (read or cifar)(source)
             try:
                 with files.lock(out / "taken" / result_of(out, one, seed).stem):
                     if not result_of(out, one, seed).is_file():
-                        kept(one, seed, out, loaded)
+                        kept(one, seed, out, loaded, carry_out or carried_out)
             except (FeatherweightError, LookupError, TypeError, ValueError, RuntimeError) as error:
                 if "in use by another process" in str(error):
                     taken = True
@@ -186,10 +196,15 @@ def work_through(trials: Sequence[Trial], seeds: int, out: Path, source: Path, t
     return len(pending)
 
 
-def kept(one: Trial, seed: int, out: Path, source: Data) -> None:
+def cifar(source: Path) -> Data:
+    """CIFAR-10, a tenth of whose training part validates."""
+    return data.load(source, val_share=0.1, in_memory=True)
+
+
+def kept(one: Trial, seed: int, out: Path, source: Data, carry_out: CarryOut) -> None:
     """Do a trial and keep what was found."""
     say(f"{one.name}, seed {seed}")
-    found = carried_out(one, seed, out, source)
+    found = carry_out(one, seed, out, source)
     result_of(out, one, seed).parent.mkdir(parents=True, exist_ok=True)
     files.publish_json(result_of(out, one, seed), found)
     say(f"{one.name}, seed {seed}: {found['views'][WHOLE]['top1']:.2%}")

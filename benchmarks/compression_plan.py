@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the study of compression trains and what it asks: data for `compression_study`, in the order it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from study_plan import Row, Side, Trial
+
+BASE = "study_compression"
+PARTS = {  # the study's questions
+    "distillation": "A small network alone and taught, all trained equally long",
+    "pruning": "90 % of the weights zero, equally long fine-tuned",
+    "symmetry": "Networks that turn with the picture, at equal parameters",
+    "bits": "Fewer and fewer bits, trained with them",
+    "structure": "Structured matrices in place of a transformer's weights, at equal parameters",
+    "best": "Compositions: file, speed and accuracy against the dense network",
+}
+DENSE = ("model.config.widths=[16, 32, 64]",)  # the network that is compressed, and the small one's teacher
+VIT = ("model={name: vit_cifar}", "train.lr=2.0e-3")
+TUNED = "epochs: 4, lr: 1.0e-3"  # of what goes on from a trained network
+MIDDLE = "pairs: {layer2: layer2, layer3: layer3}"
+
+
+def _steps(*steps: str) -> str:
+    return f"steps=[{', '.join(steps)}]"
+
+
+def _taught(name: str, says: str, step: str) -> Trial:
+    """The small network taught by the dense one."""
+    return Trial(name, "distillation", says, BASE, (_steps("teacher", "load", step),), teacher="dense")
+
+
+def _alone(name: str, says: str, step: str) -> Trial:
+    return Trial(name, "distillation", says, BASE, (_steps("load", step),))
+
+
+def _pruned(name: str, says: str, step: str) -> Trial:
+    return Trial(name, "pruning", says, BASE, (*DENSE, _steps("load", f"{{sparsify: {{{step}}}}}")), start="dense")
+
+
+def _turned(name: str, says: str, widths: str, group: str) -> Trial:
+    steps = _steps("load", f"{{equivariant: {{group: {group}}}}}")
+    return Trial(name, "symmetry", says, BASE, (f"model.config.widths={widths}", steps))
+
+
+def _rounded(name: str, says: str, step: str) -> Trial:
+    return Trial(name, "bits", says, BASE, (*DENSE, _steps("load", step)), start="dense")
+
+
+def _matrix(name: str, keep: float = 0.25) -> Trial:
+    step = f"{{structured: {{matrix: {name}, keep: {keep:g}, restart: true}}}}"
+    return Trial(f"matrix_{name}", "structure", f"{name} matrices", BASE, (*VIT, _steps("load", step)))
+
+
+def _composed(name: str, says: str, *steps: str) -> Trial:
+    """Compressed, coded, exported and raced against the dense network in the same runtime."""
+    whole = ("teacher", "load", *steps, "code", "export", "{measure: {batch: [1]}}")
+    return Trial(name, "best", says, BASE, (*DENSE, _steps(*whole)), teacher="dense", start="dense")
+
+
+TRIALS: tuple[Trial, ...] = (  # what others need comes first
+    Trial("dense", "distillation", "the dense network, labels alone", BASE, (*DENSE, "steps=[baseline]")),
+    Trial("small", "distillation", "the small network, labels alone", BASE, ("steps=[baseline]",)),
+    _taught("hinton", "Hinton, T 4, alpha 0.9", "{distill: {how: logits, distance: soft, temperature: 4, alpha: 0.9}}"),
+    _taught("dkd", "DKD", "dkd"),
+    _taught("fitnets", "FitNets", "{fitnets: {hint: layer2, guided: layer2}}"),
+    _alone("one", "ONE, 3 branches", "{one: {at: [layer3, fc]}}"),
+    _pruned("one_shot", "at once", f"sparsity: 0.9, how: one_shot, {TUNED}"),
+    _pruned("iterative", "in 2 rounds", "sparsity: 0.9, how: iterative, rounds: 2, epochs: 2, lr: 1.0e-3"),
+    _turned("p4", "p4, 2 times the channels", "[16, 32, 64]", "p4"),
+    _turned("p4m", "p4m, 2.83 times the channels", "[24, 48, 88]", "p4m"),
+    _rounded("qat8", "8 bits", f"{{qat: {{weights: int8, {TUNED}}}}}"),
+    _rounded("qat4", "4-bit weights and activations", f"{{qat: {{weights: int4, activations: 4, {TUNED}}}}}"),
+    _rounded("qat2", "2-bit weights", f"{{qat: {{weights: int2, {TUNED}}}}}"),
+    _rounded("qat1", "1-bit weights", f"{{binarize: {{how: weights, {TUNED}}}}}"),
+    Trial("vit", "structure", "the transformer with dense weights", BASE, (*VIT, "steps=[baseline]")),
+    Trial("vit_thin", "structure", "the transformer, thinner", BASE, (*VIT, "model.config.mlp_ratio=0.5",
+                                                                     "model.config.embed_dim=40", "steps=[baseline]")),
+    *(_matrix(name) for name in ("monarch", "kronecker", "circulant", "butterfly", "toeplitz", "acdc")),
+    _composed("best_codes", "channels, masks, codebook", f"{{prune_channels: {{macs: 0.4, {TUNED}}}}}",
+              f"{{sparsify: {{sparsity: 0.7, how: gradual, {TUNED}}}}}", f"{{share: {{bits: 4, {TUNED}}}}}"),
+    _composed("best_int8", "channels, masks, 8 bits", f"{{prune_channels: {{macs: 0.4, {TUNED}}}}}",
+              f"{{sparsify: {{sparsity: 0.8, how: gradual, {TUNED}}}}}", f"{{qat: {{weights: int8, {TUNED}}}}}"),
+    _composed("best_int4", "channels, masks, 4 bits", f"{{prune_channels: {{macs: 0.4, {TUNED}}}}}",
+              f"{{sparsify: {{sparsity: 0.7, how: gradual, {TUNED}}}}}",
+              f"{{qat: {{weights: int4, activations: 8, {TUNED}}}}}"),
+    _taught("hard", "the teacher's decision", "{distill: {how: logits, distance: hard}}"),
+    _taught("dist", "DIST", "dist"),
+    _taught("attention", "attention transfer", f"{{attention_transfer: {{{MIDDLE}}}}}"),
+    _taught("similarity", "similarity-preserving", "{similarity: {pairs: {layer3: layer3}}}"),
+    _taught("rkd", "RKD", "{rkd: {pairs: {layer3: layer3}}}"),
+    _alone("mutual", "mutual learning, 1 peer", "mutual"),
+    _alone("mean_teacher", "its own moving average", "mean_teacher"),
+    _pruned("gradual", "while training", f"sparsity: 0.9, how: gradual, {TUNED}"),
+)  # fmt: skip
+
+NOT_HERE = "no number at this scale"
+ROWS: tuple[Row, ...] = (
+    Row("distillation", "Hinton beats none", Side("hinton"), Side("small"), NOT_HERE),
+    Row("distillation", "DKD beats none", Side("dkd"), Side("small"), NOT_HERE),
+    Row("distillation", "DKD beats Hinton", Side("dkd"), Side("hinton"), "ResNet-34 to 18, ImageNet: 71.70 over 70.66 "
+        "(recalled from the paper, not checked again)"),
+    Row("distillation", "FitNets beat none", Side("fitnets"), Side("small"), NOT_HERE),
+    Row("distillation", "ONE beats none", Side("one"), Side("small"), "ResNet-32, CIFAR-10: 94.01 over 93.07"),
+    Row("pruning", "rounds beat one shot", Side("iterative"), Side("one_shot"), "AlexNet: 9 times over 5 times"),
+    Row("pruning", "90 % are not missed, 0.5 points allowed", Side("iterative"), Side("dense"), NOT_HERE, margin=0.5),
+    Row("symmetry", "p4 beats plain", Side("p4"), Side("small"), "All-CNN, CIFAR-10: 91.16 over 90.56"),
+    Row("symmetry", "p4m beats plain", Side("p4m"), Side("small"), "All-CNN, CIFAR-10: 92.41 over 90.56"),
+    *(Row("bits", f"{says}: as good as 32, 0.5 points allowed", Side(name), Side("dense"), NOT_HERE, margin=0.5)
+      for name, says in (("qat8", "8 bits"), ("qat4", "4 bits"), ("qat2", "2 bits"), ("qat1", "1 bit"))),
+    *(Row("structure", f"{name} beats a thinner transformer", Side(f"matrix_{name}"), Side("vit_thin"), NOT_HERE)
+      for name in ("monarch", "kronecker", "circulant", "butterfly", "toeplitz", "acdc")),
+    *(Row("best", f"{name}: as good as the dense network, 0.5 points allowed", Side(name), Side("dense"), NOT_HERE,
+          margin=0.5) for name in ("best_codes", "best_int8", "best_int4")),
+)  # fmt: skip
+
+
+def trial(name: str) -> Trial:
+    """By its name. LookupError for one that is not planned."""
+    for one in TRIALS:
+        if one.name == name:
+            return one
+    raise LookupError(f"no trial {name!r}")
+
+
+def chosen(only: Sequence[str]) -> tuple[Trial, ...]:
+    """Trials by name or part, with all they need; all of them if nothing is named."""
+    names = {one.name for one in TRIALS if not only or one.name in only or one.claim in only}
+    unknown = [word for word in only if word not in PARTS and not any(word == one.name for one in TRIALS)]
+    if unknown:
+        known = ", ".join([*PARTS, *(one.name for one in TRIALS)])
+        raise SystemExit(f"--only: no {unknown[0]!r}; known: {known}")
+    while missing := {need for name in names for need in trial(name).needs()} - names:
+        names |= missing
+    return tuple(one for one in TRIALS if one.name in names)
