@@ -70,7 +70,7 @@ def compress(
     *,
     data: options.Data,
     recipe: Annotated[str | None, Parameter(help="the steps to try; chosen for the model unless given")] = None,
-    max_drop: Annotated[str, Parameter(help="points of top-1 that may be lost")] = "1%",
+    max_drop: Annotated[str, Parameter(help="points of top-1, of a detector AP, that may be lost")] = "1%",
     target: Annotated[
         str | None, Parameter(help="2x faster, 5ms at batch 1, or 1MB on disk; exit code 1 if missed")
     ] = None,

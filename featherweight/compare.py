@@ -65,7 +65,17 @@ class Comparison:
     warnings: tuple[str, ...]
 
     def table(self) -> str:
-        return tables.aligned([COLUMNS, *map(cells, self.rows)])
+        return tables.aligned([self.columns, *map(cells, self.rows)])
+
+    @property
+    def what(self) -> str:
+        """What is compared: accuracy, or AP of detectors."""
+        return tables.KINDS[tables.kind([stage for report in self.reports for stage in report.stages])]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The heads of the table."""
+        return tuple("AP %" if name == "acc %" and self.what == "AP" else name for name in COLUMNS)
 
 
 def compare(
@@ -98,6 +108,8 @@ def _warnings(reports: Sequence[Report]) -> tuple[str, ...]:
         found.append("the runs were measured on different processors: compare ratios, not milliseconds")
     if len({report.fingerprint for report in reports}) > 1:
         found.append("the runs saw different data: their accuracies do not compare")
+    if len({tables.kind(report.stages) for report in reports}) > 1:
+        found.append("some runs are of classifiers, others of detectors: their accuracies do not compare")
     return tuple(found)
 
 
@@ -191,7 +203,7 @@ def drawn(comparison: Comparison) -> Drawing | None:
                 face = color if point.kept else PAGE
                 axes.scatter(point.x, point.y, s=46, facecolors=face, edgecolors=color, linewidths=1.6, zorder=4)
         axes.set_xscale("log")
-        axes.set(xlabel="latency in ms, batch 1 (log)  ·  left is faster", ylabel="accuracy %")
+        axes.set(xlabel="latency in ms, batch 1 (log)  ·  left is faster", ylabel=f"{comparison.what} %")
         tidy_log_axis(axes, [p.x for p in everything])
         low, high = min(p.y for p in everything), max(p.y for p in everything)
         room = 0.2 * (high - low or 1)
@@ -200,13 +212,13 @@ def drawn(comparison: Comparison) -> Drawing | None:
             figure.legend(loc="outside lower center", ncols=min(4, len(found)), fontsize=8.5)
         place_labels(figure, axes, found[0][1] if same else everything, colors=(INK, MUTED, PAGE))
         names = ", ".join(name for name, _ in found)
-        return svg("compare", figure, f"Accuracy against latency of {names}; the table has the numbers")
+        return svg("compare", figure, f"{comparison.what} against latency of {names}; the table has the numbers")
 
 
 def _write(comparison: Comparison, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     figure = drawn(comparison)
-    values: dict[str, Any] = {"comparison": comparison, "figure": figure, "columns": COLUMNS}
+    values: dict[str, Any] = {"comparison": comparison, "figure": figure, "columns": comparison.columns}
     rows = [cells(row) for row in comparison.rows]
     files.publish(folder / "compare.html", page.template("compare.html.j2", rows=rows, **values).encode())
     files.publish(folder / "compare.md", page.template("compare.md.j2", rows=rows, **values).encode())

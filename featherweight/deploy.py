@@ -112,8 +112,15 @@ def answers(session: Session, batches: Iterator[Mapping[str, Any]]) -> tuple[np.
     return np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])
 
 
+def right(accuracy: Mapping[str, Any]) -> float:
+    """The share that a model is judged by: top-1, of a detector AP."""
+    return float(accuracy["AP"] if "AP" in accuracy else accuracy["top1"])
+
+
 def evaluate_file(work: Work, path: Path, part: str, backend: str) -> dict[str, Any]:
-    """Top-1 of an exported file on a part of the data."""
+    """Top-1 of an exported file on a part of the data; of a detector COCO's numbers."""
+    if work.recipe.task == TASK:
+        return deploy_detection.evaluate_file(work, path, part, backend)
     return scores(*answers(open_session(path, backend=backend), work.batches(part, size=EVALUATED_AT_ONCE).epoch(0)))
 
 
@@ -137,7 +144,7 @@ def _measured(work: Work, batch: Sequence[int], repeats: int, budget_s: float, p
             EAGER: measure.size(weights) if weights.is_file() else None,
             "file": measure.size(exported(work, stage)),
         }
-        counts = {"params": measure.parameters(stage.model), "macs": measure.macs(stage.model, _example(work, stage))}
+        counts = {"params": measure.parameters(stage.model), "macs": measure.macs(stage.model, example(work, stage))}
         rows.append({"title": stage.title, "place": stage.place.name, **counts, "sizes": sizes, **row})
     races = {size: _race(work, size, repeats, budget_s) for size in batch}
     for row in rows:
@@ -150,18 +157,25 @@ def _measured(work: Work, batch: Sequence[int], repeats: int, budget_s: float, p
     return {"part": part, "labels": labels.tolist(), "rows": rows, "remarks": remarks}
 
 
-def _example(work: Work, stage: Stage) -> Tensor:
+def example(work: Work, stage: Stage) -> Tensor:
     """One picture as the stage sees it."""
+    if work.recipe.task == TASK:
+        return deploy_detection.example(work, stage)
     return next(iter(work.at(stage).batches("val", size=1, limit=1).epoch(0)))["image"]
 
 
 def _accuracy(work: Work, stage: Stage, part: str) -> tuple[dict[str, Any], np.ndarray]:
-    """Top-1 and predictions in ONNX Runtime; of the first stage also in torch, of the last that stayed in OpenVINO."""
+    """Accuracy and answers in ONNX Runtime; of the first stage also in torch, of the last that stayed in OpenVINO."""
     work = work.at(stage)
     found: dict[str, Any] = {"accuracy": {}, "predictions": {}, "dtype": {}}
     labels = np.zeros(0, np.int64)
     last = stage is [stage for stage in work.stages if stage.kept][-1]
-    for runtime in RUNTIMES if last else RUNTIMES[:1]:
+    runtimes = RUNTIMES if last else RUNTIMES[:1]
+    if work.recipe.task == TASK:
+        models: dict[str, Any] = dict.fromkeys(runtimes, exported(work, stage))
+        models |= {EAGER: stage.model} if stage is work.stages[0] else {}
+        return deploy_detection.accuracy(work, stage, part, models), labels
+    for runtime in runtimes:
         session = open_session(exported(work, stage), backend=runtime)
         logits, labels = answers(session, work.batches(part, size=EVALUATED_AT_ONCE).epoch(0))
         found["accuracy"][runtime] = scores(logits, labels)
@@ -181,7 +195,7 @@ def _race(work: Work, size: int, repeats: int, budget_s: float) -> Times:
     known: dict[str, Any] = {"batch": size, "threads": work.recipe.threads}
     ready = {}
     for stage in work.stages:
-        known["images"] = _example(work, stage).numpy()
+        known["images"] = example(work, stage).numpy()
         ready[f"{stage.place.name}|{EAGER}"] = measure.runnable(stage.model, **known)
         for runtime in RUNTIMES:
             ready[f"{stage.place.name}|{runtime}"] = measure.runnable(exported(work, stage), backend=runtime, **known)
@@ -206,6 +220,8 @@ def _file(row: Mapping[str, Any]) -> int:
 
 def _gain(row: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     """Points over the step before; within noise where the pictures they disagree on could be chance."""
+    if "AP" in row["accuracy"][RUNTIMES[0]]:
+        return deploy_detection.gain(row, before, RUNTIMES[0])
     new, old = (what["accuracy"][RUNTIMES[0]] for what in (row, before))
     pairs = zip(row["predictions"][RUNTIMES[0]], before["predictions"][RUNTIMES[0]], strict=True)
     differ = sum(a != b for a, b in pairs)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 TASK = "object-detection"
 STEPS = (
     "teacher", "baseline", "load", "train", "distill_detection", "aux_heads", "fuse", "quantize", "evaluate", "export",
+    "measure", "report",
 )  # fmt: skip
 Gain = Annotated[float, Within(0.0, 1e6)]
 

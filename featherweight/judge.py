@@ -14,18 +14,20 @@ from typing import Any
 
 from . import measure
 from .budget import Goal, goal
-from .deploy import evaluate_file, exported
+from .deploy import evaluate_file, example, exported, right
+from .detecting import TASK
 from .errors import CheckFailed, shown
 from .recipe import Budget
 from .work import Stage, Work
 
 TRAINS = ("baseline", "train", "distill")  # steps after which the model is as large as before
+MERGES = "fuse"  # is not judged: files are of merged models anyway
 RACE_SECONDS = 4.0
 
 
 def judged(before: Work, after: Work) -> Work:
     """`after` if its step helped, else `before` with the step's stage marked as left out, and why."""
-    if before.model is None or not after.stages or len(after.stages) < 2:
+    if before.model is None or not after.stages or len(after.stages) < 2 or work_of(after.step) == MERGES:
         return after
     budget = after.recipe.budget or Budget()
     wanted = goal(budget)
@@ -64,13 +66,13 @@ def verdict(found: dict[str, Any], wanted: Goal, *, trains: bool = False) -> tup
 
 
 def _compare(work: Work, start: Stage, last: Stage, new: Stage, budget: Budget) -> dict[str, Any]:
-    """Accuracy, latency and bytes of three stages' files; stages that are one are measured as one."""
+    """Accuracy (of a detector AP), latency and bytes of three stages' files; stages that are one are measured once."""
     stages = {"last": last, "start": start, "new": new}
     names = {stage.place: name for name, stage in reversed(stages.items())}
     files = {names[stage.place]: exported(work, stage) for stage in stages.values()}
     seen = {name: work.at(stages[name]) for name in files}
-    top1 = {name: evaluate_file(seen[name], path, "val", budget.backend)["top1"] for name, path in files.items()}
-    images = {name: next(iter(w.batches("val", size=1, limit=1).epoch(0)))["image"].numpy() for name, w in seen.items()}
+    top1 = {name: right(evaluate_file(seen[name], path, "val", budget.backend)) for name, path in files.items()}
+    images = {name: example(work, stages[name]).numpy() for name in files}
     known: dict[str, Any] = {"batch": 1, "backend": budget.backend, "threads": work.recipe.threads}
     ready = {name: measure.runnable(path, images=images[name], **known) for name, path in files.items()}
     race = measure.race(ready, baseline="last", budget_s=RACE_SECONDS, repeats=100)
@@ -103,7 +105,7 @@ def outcome(work: Work) -> Outcome:
     """Start against what is left, in the budget's runtime at batch 1."""
     budget, stages = work.recipe.budget or Budget(), kept_stages(work)
     wanted = goal(budget)
-    asked = f"at most {budget.max_drop} of top-1 lost"
+    asked = f"at most {budget.max_drop} of {'AP' if work.recipe.task == TASK else 'top-1'} lost"
     if wanted.kind is None:
         return Outcome(True, asked)
     found = work.once_data("final", lambda: _compare(work, stages[0], stages[0], stages[-1], budget))

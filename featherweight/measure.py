@@ -43,7 +43,10 @@ PACKAGES = ("featherweight", "numpy", "torch", "onnxruntime", "openvino", "onnx"
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model's numbers; None where not measured. `accuracy` is {"top1", "interval", "n"} as fractions."""
+    """One model's numbers; None where not measured. `accuracy` is {"top1", "interval", "n"} as fractions.
+
+    Of a detector it is {"AP", "AP50", "interval", "n"}, whose interval may be None.
+    """
 
     name: str
     params: int | None = None

@@ -18,9 +18,14 @@ from featherweight.errors import clean
 from featherweight.latency import Latency, verdict
 
 if TYPE_CHECKING:
-    from featherweight.report import Kept, Report, Sample, Stage
+    from featherweight.report import Box, Kept, Report, Sample, Stage
 
 CELL_LIMIT = 300  # characters of one value in the page
+FILTERS = (
+    "score", "accuracy", "percent", "points", "millions", "count", "size", "milliseconds", "against", "kept",
+    "sentence",
+)  # fmt: skip
+TURN = 0.618034  # of the color wheel from one class to the next
 SAMPLES, VIEWS, LAYERS, CLASSES, SKIPPED = 24, 8, 12, 40, 200  # how many of each are shown; report.json has all
 
 
@@ -44,6 +49,8 @@ def _values(report: Report) -> dict[str, Any]:
     return {
         "report": report,
         "env": {"cpu": "", "cores": "", "flags": (), "versions": {}, **report.environment},
+        "detects": report.task == "object-detection",
+        "word": tables.KINDS[tables.kind(report.stages)],
         "headline": tables.headline(report.stages),
         "classes": per_class(report),
         "confused": most_confused(report),
@@ -82,8 +89,8 @@ def template(name: str, **values: Any) -> str:
         "dropped": lambda kept: Markup(dropped(kept)),
         "uri": lambda text: Markup(escape(text)),  # too long for a name; its form was checked when it came in
     }
-    plain = ("score", "accuracy", "points", "millions", "count", "size", "milliseconds", "against", "kept", "sentence")
-    environment.filters.update({name: getattr(tables, name) for name in plain}, **trusted, bar=bar, verdict=verdict)
+    environment.filters.update({name: getattr(tables, name) for name in FILTERS}, **trusted)
+    environment.filters.update(bar=bar, hue=hue, verdict=verdict)
     environment.globals.update(roles=drawing.ROLES, version=__version__)
     return environment.get_template(name).render(**values)
 
@@ -97,6 +104,12 @@ def bar(value: float | None, values: Sequence[float | None]) -> float:
     """The length of a bar in percent of the longest."""
     longest = max((abs(v) for v in values if v), default=0)
     return round(100.0 * abs(value) / longest, 1) if value and longest else 0.0
+
+
+def hue(box: Box, classes: Sequence[str]) -> str:
+    """The color of a box by its class, always the same; neighbors in the list differ most."""
+    place = classes.index(box.label) if box.label in classes else len(classes)
+    return f"hsl({round(360 * (place * TURN % 1))} 90% 60%)"
 
 
 def dropped(kept: Kept) -> str:
@@ -116,7 +129,7 @@ def dropped(kept: Kept) -> str:
 
 @dataclass(frozen=True)
 class PerClass:
-    """One class: how many test images, percent right before and after."""
+    """One class: how many test images and percent right before and after; of a detector objects and AP."""
 
     name: str
     n: int
@@ -125,7 +138,10 @@ class PerClass:
 
 
 def per_class(report: Report) -> list[PerClass]:
-    """Percent right of each class, worst change first."""
+    """Percent right of each class, of a detector its AP, worst change first."""
+    if report.per_class:
+        told = [PerClass(str(c["name"]), int(c["n"]), float(c["base"]), float(c["small"])) for c in report.per_class]
+        return sorted(told, key=lambda row: row.small - row.base)
     count = len(report.classes)
     if not count or any(len(m) != count for m in (report.confusion_base, report.confusion_small)):
         return []
@@ -138,7 +154,7 @@ def per_class(report: Report) -> list[PerClass]:
 
 def most_confused(report: Report, *, limit: int = 12) -> list[tuple[str, str, int, int]]:
     """(truth, answer, before, after) of the commonest mistakes."""
-    names = report.classes
+    names = report.answers
     if any(len(m) != len(names) for m in (report.confusion_base, report.confusion_small)):
         return []
     pairs = [(i, j) for i in range(len(names)) for j in range(len(names)) if i != j]

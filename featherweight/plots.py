@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MAX_CLASSES = 25  # of a confusion matrix that is drawn
 MAX_BARS = 24
 MAX_CURVES = 10
+RIGHT = dict.fromkeys(("top1", "val_top1", "accuracy"), "validation accuracy %") | {"val_AP": "validation AP %"}
 LABEL = 34  # characters of a name in a figure
 
 
@@ -68,14 +69,15 @@ def pareto(stages: Sequence[Stage], *, against: str) -> Drawing | None:
             axes.scatter(p.x, p.y, s=p.area, facecolors=face, edgecolors=color, linewidths=1.8, alpha=0.95, zorder=4)
         axes.set_xscale("log")
         axes.set_xlabel(_axis(stages) if latency else "bytes on disk (log)  ·  left is smaller")
-        axes.set_ylabel("accuracy %")
+        what = tables.KINDS[tables.kind(stages)]
+        axes.set_ylabel(f"{what} %")
         tidy_log_axis(axes, [v for p in found for v in (p.x_low, p.x_high)], size=not latency)
         low, high = min(p.low for p in found), max(p.high for p in found)
         axes.set_ylim(low - 0.14 * (high - low or 1), high + 0.14 * (high - low or 1))
         place_labels(figure, axes, found, colors=(INK, MUTED, PAGE))
         unit = "ms" if latency else "bytes"
         each = [f"{p.name} {p.y:.1f} % at {p.x:.3g} {unit}{'' if p.kept else ' (left out)'}" for p in found]
-        return svg("pareto" if latency else "pareto-size", figure, f"Accuracy against {against}: " + "; ".join(each))
+        return svg("pareto" if latency else "pareto-size", figure, f"{what} against {against}: " + "; ".join(each))
 
 
 def points(stages: Sequence[Stage], against: str = "latency") -> list[Point]:
@@ -116,8 +118,8 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Drawing | None:
     """Loss and accuracy over epochs, a line for each stage that was trained."""
     names = list(dict.fromkeys(str(row.get("stage", "")) for row in rows))[:MAX_CURVES]
     loss = next((k for k in ("loss", "train_loss", "total") if any(finite(r.get(k)) is not None for r in rows)), None)
-    right = next((k for k in ("top1", "val_top1", "accuracy") if any(finite(r.get(k)) is not None for r in rows)), None)
-    panels = [(key, title) for key, title in ((loss, "training loss"), (right, "validation accuracy %")) if key]
+    right = next((k for k in RIGHT if any(finite(r.get(k)) is not None for r in rows)), None)
+    panels = [(key, title) for key, title in ((loss, "training loss"), (right, RIGHT.get(str(right), ""))) if key]
     if not panels:
         return None
     from matplotlib.ticker import MaxNLocator
@@ -149,14 +151,14 @@ def _line(rows: Sequence[Mapping[str, Any]], name: str, key: str, *, scale: floa
 
 def confusion(report: Report) -> Drawing | None:
     """Truth (rows) by answer, before and after, and the difference; right answers are pale, mistakes are strong."""
-    base, small, count = report.confusion_base, report.confusion_small, len(report.classes)
+    base, small, count = report.confusion_base, report.confusion_small, len(report.answers)
     if not 2 <= count <= MAX_CLASSES or not any(len(m) == count for m in (base, small)):
         return None
     panels = [(title, matrix) for title, matrix in (("before", base), ("after", small)) if len(matrix) == count]
     if len(panels) == 2:
         rows = zip(base, small, strict=True)
         panels.append(("change", tuple(tuple(b - a for a, b in zip(*row, strict=True)) for row in rows)))
-    names = [clean(c, limit=12) for c in report.classes]
+    names = [clean(c, limit=12) for c in report.answers]
     with canvas(3.3 * len(panels), 3.5, columns=len(panels)) as (figure, axes):
         for plot, (title, matrix) in zip(axes, panels, strict=True):
             _matrix(plot, title, matrix, names)

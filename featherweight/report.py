@@ -30,17 +30,19 @@ from featherweight.page import model_card
 from featherweight.tables import show, table
 
 __all__ = [
-    "Export", "Kept", "Report", "Sample", "Stage", "TokenView", "load", "model_card", "picture", "show", "table",
-    "write",
+    "Box", "Export", "Kept", "Report", "Sample", "Scene", "Stage", "TokenView", "load", "model_card", "picture",
+    "show", "table", "write",
 ]  # fmt: skip
 
 SCHEMA = 1
 PICTURE_SIDE = 96  # pixels of the longer side of a picture in the page
+SCENE_SIDE = 240  # of one with boxes
+BACKGROUND = "background"  # the truth of a false alarm, the answer to an object that is not found
 PICTURE = re.compile(r"data:image/(?:jpeg|png);base64,[A-Za-z0-9+/]+={0,2}")
 
 
-def picture(image: np.ndarray | str) -> str:
-    """uint8 (H, W, 3) or (H, W) as a JPEG data URI of at most 96 pixels a side; a data URI comes back as it is."""
+def picture(image: np.ndarray | str, *, side: int = PICTURE_SIDE) -> str:
+    """uint8 (H, W, 3) or (H, W) as a JPEG data URI of at most `side` pixels; a data URI comes back as it is."""
     if isinstance(image, str):
         if not PICTURE.fullmatch(image):
             raise ValueError("a picture must be a JPEG or PNG data URI")
@@ -48,7 +50,7 @@ def picture(image: np.ndarray | str) -> str:
     from PIL import Image
 
     drawn = Image.fromarray(np.asarray(image, dtype=np.uint8)).convert("RGB")
-    drawn.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+    drawn.thumbnail((side, side), Image.Resampling.LANCZOS)
     stored = io.BytesIO()
     drawn.save(stored, "JPEG", quality=88, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(stored.getvalue()).decode("ascii")
@@ -116,15 +118,47 @@ class TokenView:
 
 
 @dataclass(frozen=True)
+class Box:
+    """An object in a picture, or what was found there."""
+
+    label: str
+    corners: tuple[float, ...]  # x1, y1, x2, y2 in pixels of the picture as it was given
+    score: float | None = None  # of what was found
+
+    def __post_init__(self) -> None:
+        corners = tuple(round(float(value), 2) for value in self.corners)
+        if len(corners) != 4 or not all(map(math.isfinite, corners)):
+            raise ValueError(f"a box must be four finite numbers, not {self.corners!r}")
+        object.__setattr__(self, "corners", corners)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One test picture of a detector: what lies in it, and what was found before and after."""
+
+    image: str | np.ndarray
+    width: int  # of the picture as it was given
+    height: int
+    truth: tuple[Box, ...] = ()
+    base: tuple[Box, ...] = ()
+    small: tuple[Box, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(side, int) and side > 0 for side in (self.width, self.height)):
+            raise ValueError("a picture must be so many pixels wide and high")
+        object.__setattr__(self, "image", picture(self.image, side=SCENE_SIDE))
+
+
+@dataclass(frozen=True)
 class Export:
     """One exported file and how far its answers are from the model's, on real images."""
 
     file: str
     format: str
     size_bytes: int
-    agreement: float | None = None  # share of images with the same top-1
-    sqnr_db: float | None = None  # signal-to-noise ratio of the logits
-    max_abs: float | None = None  # largest difference of a logit
+    agreement: float | None = None  # share of images, of a detector of predictions, with the same best class
+    sqnr_db: float | None = None  # signal-to-noise ratio of the logits, of boxes or scores
+    max_abs: float | None = None  # largest difference of one of these numbers
     passed: bool = True
     note: str = ""  # opset, or where the file runs
 
@@ -142,9 +176,11 @@ class Report:
     stages: tuple[Stage, ...] = ()
     curves: tuple[Mapping[str, Any], ...] = ()  # rows of metrics.csv: stage, epoch, and numbers by name
     classes: tuple[str, ...] = ()
-    confusion_base: tuple[tuple[int, ...], ...] = ()  # rows are the truth
+    confusion_base: tuple[tuple[int, ...], ...] = ()  # rows are the truth; of a detector the last is the background
     confusion_small: tuple[tuple[int, ...], ...] = ()
     samples: tuple[Sample, ...] = ()
+    scenes: tuple[Scene, ...] = ()
+    per_class: tuple[Mapping[str, Any], ...] = ()  # of a detector {"name", "n" objects, "base", "small" AP in percent}
     tokens: tuple[TokenView, ...] = ()
     sensitivity: tuple[Mapping[str, Any], ...] = ()  # {"layer", "drop" in points, "note"}
     layers: tuple[Mapping[str, Any], ...] = ()  # {"path", "kind", "params", "macs"} of the final model
@@ -157,7 +193,14 @@ class Report:
     notes: tuple[str, ...] = ()
     license: str = ""  # of data and weights
     seed: int | None = None
+    task: str = "image-classification"
     schema: int = SCHEMA
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The classes, and where the confusion has one more, the background."""
+        more = len(self.classes) + 1 in (len(self.confusion_base), len(self.confusion_small))
+        return (*self.classes, BACKGROUND) if more else self.classes
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: a number that is not finite becomes None, because JSON has no word for it."""
@@ -172,12 +215,18 @@ class Report:
         stages = tuple(_stage(item) for item in data.get("stages", ()))
         views = tuple(build(TokenView, {**v, "stages": _all(Kept, v["stages"])}) for v in data.get("tokens", ()))
         samples, exports = _all(Sample, data.get("samples", ())), _all(Export, data.get("exports", ()))
+        scenes = tuple(_scene(item) for item in data.get("scenes", ()))
         plain = {key: _tuples(value) for key, value in data.items()}
-        return build(cls, {**plain, "stages": stages, "tokens": views, "samples": samples, "exports": exports})
+        parts = {"stages": stages, "tokens": views, "samples": samples, "scenes": scenes, "exports": exports}
+        return build(cls, {**plain, **parts})
 
 
 def _stage(data: Mapping[str, Any]) -> Any:
     return build(Stage, {**data, "measurement": Measurement.from_dict(data["measurement"])})
+
+
+def _scene(data: Mapping[str, Any]) -> Any:
+    return build(Scene, {**data, **{name: _all(Box, data.get(name, ())) for name in ("truth", "base", "small")}})
 
 
 def _all(kind: Any, items: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:

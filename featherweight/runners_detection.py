@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from featherweight.runtime.nms import DETECTIONS, PREDICTIONS, THRESHOLDS, Nms, 
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from featherweight.data.objects import Objects
+    from featherweight.data.scenes import Scenes
+    from featherweight.runners import Runner
 
 Found = list[NDArray[np.float64]]
 
@@ -71,3 +76,33 @@ def _allowed(rows: NDArray[np.float64], nms: Nms) -> NDArray[np.float64]:
 def thresholds(nms: Nms, inputs: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
     """What a file with suppression in its graph is told besides the pictures."""
     return {name: np.array([getattr(nms, name)], np.float32) for name in THRESHOLDS if name in inputs}
+
+
+def predictions(
+    runner: Runner,
+    scenes: Scenes,
+    nms: Nms,
+    *,
+    batch_size: int,
+    places: NDArray[np.int64] | None = None,
+    limit: int | None = None,
+) -> tuple[list[NDArray[np.float64]], list[Objects]]:
+    """Of `limit` evenly spaced pictures the detections (n, 6) in their own pixels, and what lies in them.
+
+    places: the model's number of each class of the data, where it is another one.
+    """
+    count = min(len(scenes), limit or len(scenes))
+    if not count:
+        raise OptionError("data", "this part has no pictures")
+    chosen = (np.arange(count) * len(scenes) // count).tolist()
+    rows: list[NDArray[np.float64]] = []
+    truth: list[Objects] = []
+    for start in range(0, count, batch_size):
+        some = chosen[start : start + batch_size]
+        pictures = [scenes.picture(i) for i in some]
+        detected = runner.detect(np.stack([runner.preprocess(picture) for picture in pictures]), nms)
+        for i, picture, found in zip(some, pictures, detected, strict=True):
+            rows.append(runner.preprocess.place(*picture.shape[:2]).detections(found))
+            known = scenes.objects(i)
+            truth.append(known if places is None else replace(known, labels=places[known.labels]))
+    return rows, truth

@@ -36,6 +36,7 @@ from .run_folder import held, silent, teller, threads
 from .runtime.preprocess import Preprocess
 from .tasks.classification import Classification, HuggingFace
 from .tasks.detection import Detection
+from .tasks.detection.detectors import detector_in
 from .vetting import name_problem
 from .work import Tell, Work
 
@@ -52,7 +53,7 @@ def run(
     overrides: Sequence[str] = (),
     progress: Tell | None = None,
     given: Mapping[str, nn.Module] | None = None,
-    source: Data | None = None,
+    source: Data | Scenery | None = None,
     preprocess: Preprocess | None = None,
 ) -> Work:
     """Carry out a recipe, or go on where it stopped; given, source, preprocess: models, data, sizes not of the recipe.
@@ -89,9 +90,9 @@ def run(
 
 def compress(
     model: str | Path | nn.Module,
-    source: str | Path | Data,
+    source: str | Path | Data | Scenery,
     *,
-    recipe_file: str | Path = "compress",
+    recipe_file: str | Path | None = None,
     max_drop: str = Budget.max_drop,
     target: str | None = None,
     backend: str = Budget.backend,
@@ -105,20 +106,29 @@ def compress(
     """Make a model smaller step by step, keeping a step only if it helped on this machine within the budget.
 
     `model` is a name, a folder of ours or a module, whose pictures `preprocess` prepares; `spec`: fields of
-    `recipe.ModelSpec` (weights, reset_head ...). Raises CheckFailed if the target was missed, with all on the disk.
+    `recipe.ModelSpec` (weights, reset_head ...); recipe_file: `compress`, of a detector `compress_detect`, unless
+    given. Raises CheckFailed if the target was missed, with all on the disk.
     """
     budget = {"max_drop": max_drop, "target": target, "backend": backend}
     fields: dict[str, Any] = {"budget": {key: value for key, value in budget.items() if value is not None}}
-    if not isinstance(source, Data):
+    given = isinstance(source, Data | Scenery)
+    if not given:
         fields["data"] = {"source": str(source)}
     if not isinstance(model, nn.Module):
         fields["model"] = _trained({"name": str(model), **spec})
-    plan = recipe.read(recipe_file, overrides, given=fields, partial=isinstance(model, nn.Module))
+    file = recipe_file or ("compress_detect" if _detects(model) else "compress")
+    plan = recipe.read(file, overrides, given=fields, partial=isinstance(model, nn.Module))
     options: dict[str, Any] = {"project": project, "name": name, "progress": progress, "preprocess": preprocess}
     if isinstance(model, nn.Module):
         plan = dataclasses.replace(plan, model=bind(ModelSpec, {**spec, "name": GIVEN}, "model", "compress"))
         options["given"] = {GIVEN: model}
-    return run(plan, source=source if isinstance(source, Data) else None, **options)
+    return run(plan, source=source if given else None, **options)  # type: ignore[arg-type]
+
+
+def _detects(model: str | Path | nn.Module) -> bool:
+    if isinstance(model, nn.Module):
+        return detector_in(model) is not None
+    return detecting.task_of_model(str(model)) == detecting.TASK
 
 
 def _trained(spec: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +157,7 @@ def _begin(
     folder: Path,
     tell: Tell,
     given: Mapping[str, nn.Module],
-    source: Data | None,
+    source: Data | Scenery | None,
     preprocess: Preprocess | None,
 ) -> Work:
     names = [step.name for step in plan.steps]

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import measure, page, recipe, tables
+from . import measure, page, recipe, story_detection, tables
 from . import report as reports
 from .data.digits import CREDITS
-from .deploy import EAGER, RUNTIMES
+from .deploy import EAGER, RUNTIMES, example
+from .detecting import TASK
 from .doors import json as strict_json
 from .doors import yaml as strict_yaml
 from .errors import OptionError
@@ -25,6 +26,7 @@ from .report import Export, Kept, Report, Sample, TokenView
 from .work import Work
 
 VIEWED_STAGES = 3
+FIGURES = ("top1", "AP", "AP50", "interval", "n")  # of an accuracy
 BUSY = 1.5  # processes more than cores that want to run; the race itself keeps the cores at work
 
 
@@ -33,11 +35,9 @@ def write_report(work: Work, *, samples: int) -> Work:
     found = work.results.get("measure")
     if found is None:
         raise OptionError("report", "there is nothing to report yet: put a step `measure` before it")
-    rows = found["rows"]
+    rows, classes = found["rows"], work.data.classes
     last = max(i for i, stage in enumerate(work.stages) if stage.kept)
-    base, small = (np.array(rows[i]["predictions"][RUNTIMES[0]]) for i in (0, last))
-    labels, classes = np.array(found["labels"]), work.data.classes
-    example = next(iter(work.batches("val", size=1, limit=1).epoch(0)))["image"]
+    answers = story_detection.shown if work.recipe.task == TASK else _answers
     final, reached = work.stages[last], outcome(work) if work.recipe.budget else None
     page_of = Report(
         title=f"{work.recipe.name}: {work.stages[0].title} to {final.title}",
@@ -47,11 +47,8 @@ def write_report(work: Work, *, samples: int) -> Work:
         stages=_stages(work, rows),
         curves=_curves(work),
         classes=classes,
-        confusion_base=_confusion(base, labels, len(classes)),
-        confusion_small=_confusion(small, labels, len(classes)),
-        samples=_samples(work, found, (base, small, labels), rows[last]["confidence"], samples),
-        tokens=_views(work, found["part"], samples),
-        layers=tuple(dataclasses.asdict(layer) for layer in measure.layers(final.model, example)),
+        **answers(work, found, last, samples),
+        layers=tuple(dataclasses.asdict(layer) for layer in measure.layers(final.model, example(work, final))),
         exports=tuple(_export(item) for item in work.results.get("exports", ())),
         environment=strict_json.read(work.folder / "env.json"),
         recipe=strict_yaml.write(recipe.plain(work.recipe)),
@@ -61,8 +58,9 @@ def write_report(work: Work, *, samples: int) -> Work:
         notes=_notes(found),
         budget=reached.asked if reached else "",
         budget_met=reached.met if reached else None,
-        license=CREDITS if work.data.format == "digits" else "",
+        license=CREDITS if work.data.format in ("digits", "digits-det") else "",
         seed=work.recipe.seed,
+        task=work.recipe.task,
     )
     reports.write(page_of, work.folder)
     work.tell(
@@ -73,6 +71,18 @@ def write_report(work: Work, *, samples: int) -> Work:
         }
     )
     return dataclasses.replace(work, results={**work.results, "report": True, "card": page.model_card(page_of)})
+
+
+def _answers(work: Work, found: Mapping[str, Any], last: int, samples: int) -> dict[str, Any]:
+    """What a classifier answered: mistakes, pictures, and the tokens it looked at."""
+    rows, labels, classes = found["rows"], np.array(found["labels"]), len(work.data.classes)
+    base, small = (np.array(rows[i]["predictions"][RUNTIMES[0]]) for i in (0, last))
+    return {
+        "confusion_base": _confusion(base, labels, classes),
+        "confusion_small": _confusion(small, labels, classes),
+        "samples": _samples(work, found, (base, small, labels), rows[last]["confidence"], samples),
+        "tokens": _views(work, found["part"], samples),
+    }
 
 
 def _stages(work: Work, rows: list[dict[str, Any]]) -> tuple[reports.Stage, ...]:
@@ -98,7 +108,7 @@ def _measurement(row: Mapping[str, Any], runtime: str) -> Measurement:
             "params": row["params"],
             "macs": row["macs"],
             "size_bytes": row["sizes"][EAGER if runtime == EAGER else "file"],
-            "accuracy": {key: row["accuracy"][runtime][key] for key in ("top1", "interval", "n")},
+            "accuracy": {key: value for key, value in row["accuracy"][runtime].items() if key in FIGURES},
             "latencies": latencies,
             "conditions": next(t["conditions"] for t in latencies if t["conditions"]["runtime"] == runtime),
             "schema": measure.SCHEMA,
@@ -110,7 +120,8 @@ def _data(work: Work, part: str) -> str:
     counts = [
         f"{len(images)} {name}" for name in ("train", "val", "test") if (images := getattr(work.data, name)) is not None
     ]
-    return f"{work.data.name}: {len(work.data.classes)} classes, {' / '.join(counts)}; accuracy on {part}"
+    what = "AP" if work.recipe.task == TASK else "accuracy"
+    return f"{work.data.name}: {len(work.data.classes)} classes, {' / '.join(counts)}; {what} on {part}"
 
 
 def _model(work: Work, row: Mapping[str, Any]) -> str:
@@ -124,7 +135,9 @@ def _model(work: Work, row: Mapping[str, Any]) -> str:
 def _notes(found: Mapping[str, Any]) -> tuple[str, ...]:
     rows = found["rows"]
     dtypes = {name: sorted({row["dtype"][name] for row in rows if name in row["dtype"]}) for name in RUNTIMES}
+    detects = ("AP is COCO's, of pictures letterboxed to the input.",) if "classes" in rows[0] else ()
     return (
+        *detects,
         "A row is the exported file in ONNX Runtime unless it names another; 'vs base' is against the first row.",
         "Types in the exported files: "
         + "; ".join(f"{runtime}: {', '.join(kinds)}" for runtime, kinds in dtypes.items())

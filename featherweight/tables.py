@@ -16,11 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
+from featherweight.accuracies import KINDS as KINDS
+from featherweight.accuracies import Score as Score
+from featherweight.accuracies import kind as kind
+from featherweight.accuracies import score as score
 from featherweight.errors import OptionError, clean, closest
 from featherweight.latency import Latency, faster, verdict
 
 if TYPE_CHECKING:
-    from featherweight.measure import Measurement
     from featherweight.report import Stage
 
 COLUMNS = ("step", "acc %", "Δ", "MMACs", "size", "p50 ms (bs1)", "vs base", "kept")
@@ -29,30 +32,9 @@ NAME_LIMIT = 60
 NOTHING = "–"
 
 
-@dataclass(frozen=True)
-class Score:
-    """The accuracy of a measurement in percent; without labels it is the agreement with the model before."""
-
-    kind: str  # "top1" or "agreement"
-    value: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def half(self) -> float:
-        return (self.high - self.low) / 2
-
-
-def score(measurement: Measurement) -> Score | None:
-    """Percent correct with its interval, or None where accuracy was not measured."""
-    known = measurement.accuracy or {}
-    for kind in ("top1", "agreement"):
-        if known.get(kind) is not None:
-            value = 100.0 * float(known[kind])
-            low, high = known.get("interval") or (known[kind], known[kind])
-            return Score(kind, value, 100.0 * float(low), 100.0 * float(high), int(known.get("n") or 0))
-    return None
+def columns(stages: Sequence[Stage]) -> tuple[str, ...]:
+    """The heads of the table; detectors have AP and AP50."""
+    return (COLUMNS[0], "AP %", "AP50 %", *COLUMNS[2:]) if kind(stages) == "AP" else COLUMNS
 
 
 def table(stages: Sequence[Stage], *, style: str = "text") -> str:
@@ -61,11 +43,11 @@ def table(stages: Sequence[Stage], *, style: str = "text") -> str:
         raise OptionError("style", f"no {style!r} here; {closest(style, STYLES)}Known: {', '.join(STYLES)}.")
     if style == "csv":
         return _csv(stages)
-    rows = [COLUMNS, *(tuple(clean(cell, limit=2 * NAME_LIMIT) for cell in _cells(s, stages)) for s in stages)]
+    rows = [columns(stages), *(tuple(clean(cell, limit=2 * NAME_LIMIT) for cell in _cells(s, stages)) for s in stages)]
     if style == "text":
         return aligned(rows)
     lines = ["| " + " | ".join(markdown_text(cell) for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---|" + "---:|" * 6 + "---|", *lines[1:]]) + "\n"
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(rows[0]) - 2) + "---|", *lines[1:]]) + "\n"
 
 
 def show(stages: Sequence[Stage], *, file: IO[str] | None = None) -> None:
@@ -80,7 +62,7 @@ def show(stages: Sequence[Stage], *, file: IO[str] | None = None) -> None:
         stream.write(table(stages))
         return
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for name in COLUMNS:
+    for name in columns(stages):
         drawn.add_column(name, justify="left" if name in ("step", "kept") else "right", no_wrap=name != "kept")
     for stage in stages:
         cells = [Text(clean(cell, limit=2 * NAME_LIMIT)) for cell in _cells(stage, stages)]
@@ -95,6 +77,7 @@ def _cells(stage: Stage, stages: Sequence[Stage]) -> tuple[str, ...]:
     return (
         clean(stage.name, limit=NAME_LIMIT),
         accuracy(mine),
+        *([percent(mine and mine.ap50)] if kind(stages) == "AP" else []),
         delta,
         millions(found.macs),
         size(found.size_bytes),
@@ -105,7 +88,12 @@ def _cells(stage: Stage, stages: Sequence[Stage]) -> tuple[str, ...]:
 
 
 def accuracy(mine: Score | None) -> str:
-    return f"{mine.value:.1f} ±{mine.half:.1f}" if mine else NOTHING
+    """97.1 ±0.6; without an interval the value alone."""
+    return NOTHING if mine is None else f"{mine.value:.1f} ±{mine.half:.1f}" if mine.half else f"{mine.value:.1f}"
+
+
+def percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.1f}"
 
 
 def points(difference: float) -> str:
@@ -200,12 +188,13 @@ def _width(text: str) -> int:
 def _csv(stages: Sequence[Stage]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["step", "score", "low", "high", "n", "macs", "params", "size_bytes", "p50_ms", "ratio", "kept", "why"]
-    )
+    detects = kind(stages) == "AP"
+    scores = ["AP", "low", "high", "n", "AP50"] if detects else ["score", "low", "high", "n"]
+    writer.writerow(["step", *scores, "macs", "params", "size_bytes", "p50_ms", "ratio", "kept", "why"])
     for stage in stages:
         mine, timed, versus = score(stage.measurement), stage.latency(), ratio(stage, stages)
         numbers = [mine.value, mine.low, mine.high, mine.n] if mine else [None] * 4
+        numbers += [mine and mine.ap50] if detects else []
         m = stage.measurement
         rest = [m.macs, m.params, m.size_bytes, timed.median_ms if timed else None, versus[0] if versus else None]
         writer.writerow([spreadsheet_text(stage.name), *numbers, *rest, stage.kept, spreadsheet_text(stage.reason)])
@@ -283,6 +272,9 @@ def _accuracy(left: Sequence[Stage], stages: Sequence[Stage]) -> Figure | None:
         return None
     difference = mine.value - base.value
     noise = ", within the noise of one test set" if abs(difference) <= base.half else ""
-    what = "top-1" if mine.kind == "top1" else "agreement with the original model"
-    detail = f"{base.value:.1f} → {mine.value:.1f} % {what} on {mine.n} images (±{mine.half:.1f}{noise})"
+    what = {"top1": "top-1", "AP": "AP"}.get(mine.kind, "agreement with the original model")
+    sure = f" (±{mine.half:.1f}{noise})" if mine.half else ""
+    detail = f"{base.value:.1f} → {mine.value:.1f} % {what} on {mine.n} images{sure}"
+    if base.ap50 is not None and mine.ap50 is not None:
+        detail += f"; AP50 {base.ap50:.1f} → {mine.ap50:.1f} %"
     return Figure(points(difference), "points", detail, difference >= -base.half)

@@ -8,15 +8,12 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from featherweight.errors import OptionError, shown
 from featherweight.runners import Runner
+from featherweight.runners_detection import predictions
 from featherweight.runtime.nms import Nms
 
 if TYPE_CHECKING:
-    from featherweight.data.objects import Objects
     from featherweight.data.scenes import Scenery, Scenes
 
 TASK = "object-detection"
@@ -53,37 +50,11 @@ def val(
     places = class_places(names, found.classes)
     began = time.perf_counter()
     nms = Nms.validation(iou=iou, confidence=confidence)
-    rows, truth = predictions(runner, scenes, replace(nms, max_kept=MOST), places, batch_size=batch_size, limit=limit)
+    wanted = replace(nms, max_kept=MOST)
+    rows, truth = predictions(runner, scenes, wanted, batch_size=batch_size, limit=limit, places=places)
     seconds = time.perf_counter() - began
     scores = coco.evaluate(truth, rows, classes=names)
     how = {"backend": runner.backend, "dtype": runner.dtype, "threads": runner.threads}
     how |= {"iou": iou, "confidence": confidence, "images_per_s": len(rows) / max(seconds, 1e-9)}
     told = {"data": found.name, "part": part, "n": len(rows), "text": scores.text(), "per_class": scores.per_class()}
     return {**told, **scores.stats, **how}
-
-
-def predictions(
-    runner: Runner,
-    scenes: Scenes,
-    nms: Nms,
-    places: NDArray[np.int64],
-    *,
-    batch_size: int,
-    limit: int | None = None,
-) -> tuple[list[NDArray[np.float64]], list[Objects]]:
-    """Of `limit` evenly spaced pictures the detections (n, 6) in their own pixels, and what lies in them."""
-    count = min(len(scenes), limit or len(scenes))
-    if not count:
-        raise OptionError("data", "this part has no pictures")
-    chosen = (np.arange(count) * len(scenes) // count).tolist()
-    rows: list[NDArray[np.float64]] = []
-    truth: list[Objects] = []
-    for start in range(0, count, batch_size):
-        some = chosen[start : start + batch_size]
-        pictures = [scenes.picture(i) for i in some]
-        detected = runner.detect(np.stack([runner.preprocess(picture) for picture in pictures]), nms)
-        for i, picture, found in zip(some, pictures, detected, strict=True):
-            rows.append(runner.preprocess.place(*picture.shape[:2]).detections(found))
-            known = scenes.objects(i)
-            truth.append(replace(known, labels=places[known.labels]))
-    return rows, truth

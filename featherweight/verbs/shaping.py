@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from featherweight import sources
 from featherweight.errors import OptionError, closest, shown
+from featherweight.runtime.record import TASKS
 from featherweight.verbs.accuracy import PARTS, class_places
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def landscape(
     else:
         module, preprocess = model, None
     runner = TorchRunner(module, preprocess=preprocess)
+    if runner.task != TASKS[0]:
+        raise OptionError("model", f"is for {runner.task}; the landscape is that of a classifier's loss")
     found = load(os.fspath(data), seed=data_seed) if isinstance(data, (str, os.PathLike)) else data
     if (images := getattr(found, part)) is None:
         raise OptionError("part", f"{shown(found.name)} has no {part} part")
