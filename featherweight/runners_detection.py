@@ -57,6 +57,8 @@ def of_file(answers: Sequence[Mapping[str, NDArray[Any]]], counts: Sequence[int]
         if DETECTIONS in part:
             found += [_allowed(one, nms) for one in by_image(part[DETECTIONS], count)]
         elif PREDICTIONS in part:
+            if not np.isfinite(part[PREDICTIONS]).all():
+                raise InputError(path, "non_finite", "answers with numbers that are not finite; export it in float32")
             found += nms.batch(part[PREDICTIONS])
         else:
             text = f"answers with {', '.join(part)}; detections come from a file in the form decoded or end2end"

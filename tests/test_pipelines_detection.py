@@ -14,6 +14,8 @@ from tiny_detector import Told, small
 from featherweight import pipeline
 from featherweight.errors import InputError, OptionError
 from featherweight.export.check import describe
+from featherweight.runners_detection import of_file
+from featherweight.runtime.nms import PREDICTIONS, Nms
 from featherweight.runtime.preprocess import Preprocess
 from featherweight.runtime.tiles import tiles
 
@@ -115,6 +117,16 @@ def test_half_precision_that_overflows_is_computed_again() -> None:
 
     pipe = pipeline("object-detection", Overflowing(SEEN).half(), preprocess=LETTERBOX, classes=CLASSES)
     assert [one["label"] for one in pipe(PICTURE)] == ["dog"]
+
+
+def test_a_file_that_answers_nan_is_no_empty_picture() -> None:
+    answer = np.zeros((2, 4, 7), np.float32)
+    assert [len(rows) for rows in of_file([{PREDICTIONS: answer}], [2], Nms(), "d.onnx")] == [0, 0]
+    for place, bad in (((0, 1, 4), np.nan), ((1, 3, 0), np.inf)):
+        broken = answer.copy()
+        broken[place] = bad
+        with pytest.raises(InputError, match=r"d\.onnx: non_finite: answers with numbers that are not finite"):
+            of_file([{PREDICTIONS: broken}], [2], Nms(), "d.onnx")
 
 
 def test_augmented_finds_each_object_once_more_or_less() -> None:
