@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fill
+import laws_of_bits
 import pytest
 import torch
 from families import FAMILIES, IMAGES, PLAIN, SIZE, SRET, Family, Images, everything, same
@@ -21,24 +22,46 @@ from torch import nn
 from featherweight import artifact
 from featherweight.anatomy import anatomy_of, blocks_of
 from featherweight.errors import OptionError
-from featherweight.methods import deit, dynamicvit, fuse, grouping, mixed_depth, prune, quantize, recursion, tome
+from featherweight.methods import (
+    crelu,
+    deit,
+    dynamicvit,
+    equivariant,
+    fuse,
+    grouping,
+    lowrank,
+    mixed_depth,
+    prune,
+    quantize,
+    recursion,
+    structured,
+    tome,
+)
 from featherweight.methods.attention_transfer import AttentionTransfer
+from featherweight.methods.channels import prune_channels
 from featherweight.methods.deit import TokenDistill
 from featherweight.methods.dist import DIST
 from featherweight.methods.distill import Distill
 from featherweight.methods.dkd import DKD
+from featherweight.methods.drop_blocks import drop_blocks
 from featherweight.methods.dynamicvit import DynamicViT
 from featherweight.methods.fitnets import FitNets
+from featherweight.methods.gradual import GradualPruning
+from featherweight.methods.masks import KeepMasks
 from featherweight.methods.mean_teacher import MeanTeacher
 from featherweight.methods.minilm import MiniLM
 from featherweight.methods.mixed_depth import MixedDepth
 from featherweight.methods.mutual import Mutual
 from featherweight.methods.one import ONE
+from featherweight.methods.overparameterize import Overparameterize
 from featherweight.methods.rkd import RKD
 from featherweight.methods.similarity import SimilarityPreserving
+from featherweight.methods.slimming import Slimming
+from featherweight.methods.sparsify import sparsify
 from featherweight.methods.swa import SWA
 from featherweight.methods.tinybert import TinyBERT
 from featherweight.methods.token_labelling import TokenLabelling
+from featherweight.methods.widths import narrow_heads_and_tokens
 from featherweight.surgery import Edit, Tap, all_of, apply, edits_of
 from featherweight.train import Method, fit
 
@@ -88,15 +111,30 @@ CHANGES: dict[str, Change] = {
     "grouping": lambda model, family: grouping.group(model, groups=4),
 }
 NEUTRAL: dict[str, Change] = {
+    "sparsify": lambda model, family: sparsify(model, sparsity=0.0),
+    "prune channels": lambda model, family: prune_channels(model, IMAGES, ratio=0.0),
+    "narrow heads and tokens": lambda model, family: narrow_heads_and_tokens(model, IMAGES),
+    "drop blocks": lambda model, family: drop_blocks(model, count=0, batches=batches(), task=family.task),
     "dynamicvit": lambda model, family: apply(model, dynamicvit.plan(model, keep=1.0)),
     "tome": lambda model, family: apply(model, tome.plan(model, r=0)),
     "prune": lambda model, family: prune.prune(model, mlp=0.0, heads=0.0),
     "quantize": lambda model, family: quantize.quantize(model, batches(), family.task, bits=32),
     "recursion": lambda model, family: recursion.share(model, loops=1),
     "grouping": lambda model, family: grouping.group(model, groups=1),
+    "low rank": lambda model, family: lowrank.factorize(model, keep=1.0),
+    "structured": lambda model, family: structured.structure(model, keep=1.0),
+    "crelu": lambda model, family: crelu.pair(model, fresh=True, first=0.0),
+    "equivariant": lambda model, family: equivariant.equivariant(model, group="none"),
     "mixed depth": lambda model, family: mixed_depth.cut(recursion.share(model, loops=1, unique=3, nll_ratio=1.0)),
 }
+CHANGES["sparsify"] = lambda model, family: sparsify(model, sparsity=0.5, scope="lamp")
 EVERYWHERE = tuple(CHANGES)
+CHANGES["sparsify 2:4"] = lambda model, family: sparsify(model, pattern="2:4")
+CHANGES["prune channels"] = lambda model, family: prune_channels(model, IMAGES, ratio=0.5, round_to=4)
+CHANGES["narrow heads and tokens"] = lambda model, family: narrow_heads_and_tokens(
+    model, IMAGES, head_width=0.5, embed=0.5, round_to=4
+)
+CHANGES["drop blocks"] = lambda model, family: drop_blocks(model, count=1, batches=batches(), task=family.task)
 CHANGES["cut to fewer passes"] = lambda model, family: mixed_depth.cut(model, loops=2)
 CHANGES["dynamicvit by threshold"] = lambda model, family: apply(model, dynamicvit.plan(model, threshold=0.45))
 CHANGES["dynamicvit by attention"] = lambda model, family: apply(model, dynamicvit.plan(model, score="attention"))
@@ -105,6 +143,17 @@ CHANGES["fuse, quantize"] = lambda model, family: quantize.quantize(fuse.fuse(mo
 CHANGES["branches"] = lambda model, family: apply(
     model, [Edit("", "branches", {"at": last_part(model), "count": 2, "features": 32 if family.transformer else 8})]
 )
+CHANGES["low rank"] = lambda model, family: lowrank.factorize(model, ranks="share", keep=0.3)
+CHANGES["low rank, on data"] = lambda model, family: lowrank.factorize(model, batches=batches(), task=family.task)
+CHANGES["cp"] = lambda model, family: lowrank.factorize(model, ranks="share", keep=0.5, conv="cp")
+CHANGES["monarch"] = lambda model, family: structured.structure(model, keep=0.5)
+CHANGES["kronecker"] = lambda model, family: structured.structure(model, matrix="kronecker", keep=0.5)
+CHANGES["circulant"] = lambda model, family: structured.structure(model, matrix="circulant", convolutions=True)
+CHANGES["toeplitz"] = lambda model, family: structured.structure(model, matrix="toeplitz", keep=0.5)
+CHANGES["butterfly"] = lambda model, family: structured.structure(model, matrix="butterfly", keep=0.9)
+CHANGES["acdc"] = lambda model, family: structured.structure(model, matrix="acdc", depth=2)
+CHANGES["crelu"] = lambda model, family: crelu.pair(model, fresh=True)
+CHANGES["p4"] = lambda model, family: equivariant.equivariant(model)
 OTHERS = [("branches", "plain"), ("branches", "timm"), ("quantize", "plain"), ("cut to fewer passes", "sret")]
 OTHERS += [("fuse", "plain"), ("fuse", "lvvit"), ("fuse", "sret"), ("fuse, quantize", "plain")]
 OTHERS += [
@@ -112,6 +161,16 @@ OTHERS += [
     ("dynamicvit by threshold", "lvvit"),
     ("dynamicvit by attention", "timm"),
 ]
+OTHERS += [("low rank", name) for name in ("ours", "lvvit", "timm", "transformers", "plain", "sret")]
+OTHERS += [("low rank, on data", "transformers"), ("cp", "plain"), ("monarch", "ours"), ("monarch", "transformers")]
+OTHERS += [("kronecker", "timm"), ("circulant", "timm"), ("circulant", "plain"), ("toeplitz", "lvvit")]
+OTHERS += [("butterfly", "transformers"), ("acdc", "ours"), ("crelu", "plain"), ("crelu", "sret"), ("p4", "plain")]
+CHANGES.update(laws_of_bits.CHANGES)
+NEUTRAL.update(laws_of_bits.NEUTRAL)
+OTHERS += laws_of_bits.CASES
+OTHERS += [("sparsify", "plain"), ("sparsify", "sret"), ("sparsify 2:4", "ours"), ("prune channels", "plain")]
+OTHERS += [("prune channels", "ours"), ("prune channels", "transformers"), ("drop blocks", "ours")]
+OTHERS += [("narrow heads and tokens", "timm"), ("drop blocks", "transformers")]
 CASES = [(change, name) for change in EVERYWHERE for name in FAMILIES] + OTHERS
 ALL = {**FAMILIES, "plain": PLAIN, "sret": SRET}
 
@@ -157,8 +216,16 @@ METHODS = {
     ),
     "mutual": Training(lambda teacher: Mutual((teacher,)), families=("transformers",), anything=True),
     "mean teacher": Training(lambda teacher: MeanTeacher(), families=("lvvit",), anything=True),
+    "overparameterize": Training(
+        lambda teacher: Overparameterize("dbb", gamma=1.0), families=("lvvit", "plain", "sret")
+    ),
     "swa": Training(lambda teacher: SWA(0.0, 0.0, batches(), PLAIN.task), families=("ours", "plain")),
+    "gradual pruning": Training(lambda teacher: GradualPruning(0.5), anything=True, families=("transformers",)),
+    "movement pruning": Training(lambda teacher: GradualPruning(0.5, importance="movement"), families=("ours",)),
+    "keep masks": Training(lambda teacher: KeepMasks(), families=("ours",)),
+    "slimming": Training(lambda teacher: Slimming(), families=("plain",)),
 }
+METHODS.update({name: Training(make, families=on) for name, (make, on) in laws_of_bits.METHODS.items()})
 ANYTHING = ["plain", "sret"]
 TRAINED = [(m, name) for m, t in METHODS.items() for name in (*t.families, *(ANYTHING if t.anything else []))]
 
@@ -305,9 +372,11 @@ def test_an_exported_file_agrees(change: str, name: str, tmp_path: Path) -> None
 
 # Composition ----------------------------------------------------------------------------------------------------------
 ORDERS = [
+    ("narrow heads and tokens", "sparsify", "quantize"), ("drop blocks", "deit", "sparsify"),
     ("deit", "dynamicvit"), ("deit", "prune"), ("dynamicvit", "prune"), ("prune", "dynamicvit"), ("prune", "deit"),
     ("prune", "prune by taylor"), ("deit", "quantize"), ("dynamicvit", "quantize"), ("prune", "quantize"),
     ("deit", "dynamicvit", "prune by taylor", "quantize"), ("deit", "prune", "tome", "quantize"), ("tome", "prune"),
+    ("prune", "low rank", "quantize"), ("deit", "monarch", "grouping"), ("low rank", "dynamicvit", "quantize"),
     ("recursion", "grouping", "deit", "prune", "quantize"), ("prune", "recursion", "dynamicvit"),
 ]  # fmt: skip
 
