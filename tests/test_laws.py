@@ -168,7 +168,7 @@ OTHERS += [("butterfly", "transformers"), ("acdc", "ours"), ("crelu", "plain"), 
 CHANGES.update(laws_of_bits.CHANGES)
 NEUTRAL.update(laws_of_bits.NEUTRAL)
 OTHERS += laws_of_bits.CASES
-OTHERS += [("sparsify", "plain"), ("sparsify", "sret"), ("sparsify 2:4", "ours"), ("prune channels", "plain")]
+OTHERS += [("sparsify", "plain"), ("sparsify 2:4", "ours"), ("prune channels", "plain")]
 OTHERS += [("prune channels", "ours"), ("prune channels", "transformers"), ("drop blocks", "ours")]
 OTHERS += [("narrow heads and tokens", "timm"), ("drop blocks", "transformers")]
 CASES = [(change, name) for change in EVERYWHERE for name in FAMILIES] + OTHERS
