@@ -36,7 +36,7 @@ class Layer:
 
 def parameters(model: nn.Module) -> int:
     """Weights of the model, each tensor once; weights that are stored as integers count like any other."""
-    return sum(t.numel() for t in {id(t): t for m in model.modules() for t in _own(m)}.values())
+    return sum({id(tensor): count for m in model.modules() for tensor, count in _own(m)}.values())
 
 
 def macs(model: nn.Module, example: Any) -> int:
@@ -48,16 +48,22 @@ def layers(model: nn.Module, example: Any) -> list[Layer]:
     """Where parameters and MACs are, in the order of `named_modules`; the sums are those of the whole model."""
     counted, seen, rows = _count(model, example), set[int](), []
     for path, module in model.named_modules():
-        mine = {id(t): t.numel() for t in _own(module) if id(t) not in seen}
+        mine = {id(tensor): count for tensor, count in _own(module) if id(tensor) not in seen}
         seen |= mine.keys()
         if mine or counted.get(path):
             rows.append(Layer(path, type(module).__name__, sum(mine.values()), counted.get(path, 0)))
     return rows
 
 
-def _own(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from (b for b in module.buffers(recurse=False) if b.dtype in PACKED and b.ndim > 1)
+def _own(module: nn.Module) -> Iterator[tuple[Tensor, int]]:
+    """Each tensor that holds weights, and how many; a module that packs them says so in `stands_for`, by buffer."""
+    yield from ((p, p.numel()) for p in module.parameters(recurse=False))
+    packed: Mapping[str, int] = getattr(module, "stands_for", {})
+    for name, buffer in module.named_buffers(recurse=False):
+        if name in packed:
+            yield buffer, packed[name]
+        elif not packed and buffer.dtype in PACKED and buffer.ndim > 1:
+            yield buffer, buffer.numel()
 
 
 def _count(model: nn.Module, example: Any) -> dict[str, int]:

@@ -60,6 +60,7 @@ class HalfStore(nn.Module):
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
+        self.stands_for = {"narrow": weight.numel()}
         self.register_buffer("narrow", weight.detach().to(dtype))
 
     def forward(self) -> Tensor:
@@ -81,6 +82,7 @@ class PackedStore(nn.Module):
         super().__init__()
         self.shape, self.levels, self.bits = tuple(weight.shape), levels, bits_of(levels)
         self.count = weight[0].numel()
+        self.stands_for = {"packed": weight.numel()}
         self.group = group_of(self.count, group)
         grid = (len(weight), self.count // self.group)
         where = weight.device
