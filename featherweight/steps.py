@@ -53,6 +53,7 @@ from .steps_finetune import landscape, resolution
 from .steps_labels import token_labelling
 from .steps_prune import drop, prune_channels, sparsify
 from .steps_recursion import depth, grouping, mixed_depth, recursion
+from .steps_share import code, repair, share
 from .steps_together import mean_teacher, mutual, one, soup, swa
 from .steps_tokens import merge, tokens
 from .tasks.detection.answers import Answers, head_paths
@@ -253,7 +254,7 @@ STEPS: dict[str, Callable[..., Work]] = {
         mixed_depth, depth, resolution, quantize, export, measure, landscape, report, aux_heads, distill_detection,
         fuse, evaluate, sparsify, prune_channels, drop,
         fitnets, attention_transfer, similarity, rkd, dkd, dist, tinybert, minilm, one, mutual,
-        mean_teacher, swa, soup,
+        mean_teacher, swa, soup, share, repair, code,
     )
 }  # fmt: skip
 

@@ -41,6 +41,7 @@ def best_scale(counts: Array) -> tuple[int, bytes]:
     """The scale and stored table whose symbols and table together are the fewest bytes."""
     kinds = int((counts > 0).sum())
     lowest = max(MIN_SCALE, int(np.ceil(np.log2(max(kinds, 2)))))
+    highest = max(lowest, min(MAX_SCALE, int(counts.sum()).bit_length()))  # a finer one says nothing more
     used = counts > 0
 
     def bits(scale: int) -> float:
@@ -48,7 +49,7 @@ def best_scale(counts: Array) -> tuple[int, bytes]:
         widths = 2 * np.floor(np.log2(found + 1)) + 1
         return float((counts[used] * (scale - np.log2(found[used]))).sum() + widths[: np.flatnonzero(used)[-1]].sum())
 
-    best = min(range(lowest, MAX_SCALE + 1), key=bits)
+    best = min(range(lowest, highest + 1), key=bits)
     return best, stored(normalized(counts, best))
 
 

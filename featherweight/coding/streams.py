@@ -25,6 +25,7 @@ CODERS = ("raw", "same", "deflate", "rans", "huffman", "zstd")  # a file names t
 CHOICES = (AUTO, "raw", "deflate", "rans", "huffman", "zstd")
 NEAR = 0.01  # what `auto` gives away for a coder that is faster
 RANDOM = 0.995  # of eight bits for each symbol: nothing to be gained
+SHORT = 32  # symbols for which a table is not worth its bytes
 SLOW = 1 << 16  # symbols from which its speed matters
 LONGEST = 1 << 31  # symbols of one stream
 
@@ -48,7 +49,7 @@ def encode(symbols: Array, coder: str = AUTO) -> Coded:
         return raw
     if bool((symbols == symbols[0]).all()):
         return Coded("same", count, symbols[:1].tobytes())
-    if entropy_bytes(np.bincount(symbols, minlength=256)) > RANDOM * count:
+    if count < SHORT or entropy_bytes(np.bincount(symbols, minlength=256)) > RANDOM * count:
         return raw
     if coder != AUTO:
         found = Coded(coder, count, _ENCODERS[coder](symbols))

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from ..convs import shell
 from ..errors import InputError, OptionError
 from ..modes import BATCH_NORMS
-from ..surgery import Edit, all_of, apply, edit_kind, submodule
+from ..surgery import Edit, apply, edit_kind, submodule
 from .kmeans import cluster, nearest
 
 MOST_BITS = 8  # a code is a byte
+SIGNIFICANT = 11  # bits of a number in half precision
 HOSTS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding
 )  # fmt: skip
@@ -239,8 +240,13 @@ def _half(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def rounded(model: nn.Module) -> nn.Module:
-    """A copy whose shared values, as training left them, are numbers that half precision holds: two bytes each."""
+    """A copy whose floats are rounded to the 11 bits that half precision has, at any size: about two bytes each.
+
+    For what training left of a shared model: shared values, biases, norms. Weights that are not shared, too.
+    """
     new = apply(model, [])
-    for layer in all_of(new, Shared).values():
-        layer.centroids.copy_(_half(layer.centroids))
+    for tensor in (*new.parameters(), *new.buffers()):
+        if tensor.is_floating_point():
+            share_of_2, power = torch.frexp(tensor.detach())
+            tensor.copy_(torch.ldexp((share_of_2 * 2**SIGNIFICANT).round() / 2**SIGNIFICANT, power))
     return new
