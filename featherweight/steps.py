@@ -18,16 +18,13 @@ from . import artifact, outlines
 from .beginning import check_teacher, start
 from .binding import Filled, Ratio, Within
 from .composition import (
-    CODEBOOK,
     FLOATS,
     LOOKS,
     MASKS,
     MEASURED,
     MODEL,
-    NORM_LAYERS,
     NORMS,
     PLAIN,
-    RANGES,
     TAUGHT,
     TEACHER,
     TRAINS,
@@ -36,13 +33,11 @@ from .composition import (
     composes,
     restarting,
 )  # fmt: skip
-from .detecting import TASK
 from .errors import OptionError
 from .fitting import trained
 from .methods import prune as pruning
 from .methods.deit import TokenDistill
 from .methods.distill import DISTANCES, Distill
-from .methods.quantize import quantize as to_int8
 from .methods.refit import refit
 from .methods.widths import narrow_heads_and_tokens
 from .models import zoo
@@ -52,11 +47,21 @@ from .steps_distill import attention_transfer, dist, dkd, fitnets, minilm, rkd, 
 from .steps_finetune import landscape, resolution
 from .steps_labels import token_labelling
 from .steps_prune import drop, prune_channels, sparsify
+from .steps_quantize import (
+    binarize,
+    equalize,
+    half,
+    mixed_precision,
+    qat,
+    quantize,
+    quantize_dynamic,
+    quantize_openvino,
+    quantize_weights,
+    smooth,
+)  # fmt: skip
 from .steps_recursion import depth, grouping, mixed_depth, recursion
-from .steps_share import code, repair, share
 from .steps_together import mean_teacher, mutual, one, soup, swa
 from .steps_tokens import merge, tokens
-from .tasks.detection.answers import Answers, head_paths
 from .work import Work, current, finished_stage
 
 
@@ -167,46 +172,6 @@ def prune(
     return finished_stage(work, f"prune (MLP {mlp:.0%}, heads {heads:.0%})", work.once("model", make))
 
 
-INTEGERS = Effect(
-    gives=(RANGES,),
-    breaks={
-        FLOATS: "weights are integers after it",
-        PLAIN: "layers are of integers after it",
-        NORM_LAYERS: "they are folded into the convolutions",
-        CODEBOOK: "shared values are rounded one by one",
-    },
-)
-
-
-@composes(
-    also(INTEGERS, needs={MODEL: "", FLOATS: "they are rounded", NORMS: "they are folded into the convolutions"}),
-    marks={"int8": INTEGERS},
-    outline=outlines.integers,
-)
-def quantize(
-    work: Work,
-    *,
-    bits: Literal[8] = 8,
-    observer: Literal["minmax", "percentile", "mse", "entropy"] = "mse",
-    calibration_images: Count = 128,
-    skip: Sequence[str] = (),
-) -> Work:
-    """Weights and activations in 8 bits, calibrated on training images, which the validation part never is.
-
-    Of a detector the head stays in float unless `skip` says otherwise.
-    """
-    before = current(work)
-
-    def make() -> nn.Module:
-        seen = work.batches("train", limit=calibration_images, augment=False)
-        options: dict[str, Any] = {"bits": bits, "observer": observer, "calibration_images": calibration_images}
-        detects = work.recipe.task == TASK
-        kept = tuple(skip) or (head_paths(before) if detects else ())
-        return to_int8(before, seen.epoch(0), Answers() if detects else work.task, skip=kept, **options)
-
-    return finished_stage(work, "int8", work.once("model", make))
-
-
 @composes(LOOKS)
 def export(
     work: Work,
@@ -252,9 +217,10 @@ STEPS: dict[str, Callable[..., Work]] = {
     for step in (
         teacher, baseline, load, train, distill, token_labelling, tokens, merge, prune, recursion, grouping,
         mixed_depth, depth, resolution, quantize, export, measure, landscape, report, aux_heads, distill_detection,
+        half, quantize_dynamic, quantize_weights, equalize, smooth, qat, binarize, mixed_precision, quantize_openvino,
         fuse, evaluate, sparsify, prune_channels, drop,
         fitnets, attention_transfer, similarity, rkd, dkd, dist, tinybert, minilm, one, mutual,
-        mean_teacher, swa, soup, share, repair, code,
+        mean_teacher, swa, soup,
     )
 }  # fmt: skip
 

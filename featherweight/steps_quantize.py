@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from torch import nn
 
+from . import outlines
 from .binding import Filled, Ratio, Within
 from .composition import (
     CODEBOOK,
@@ -34,12 +35,16 @@ from .methods.binary import Binary, How
 from .methods.distill import Distill
 from .methods.equalize import equalize as equal_ranges
 from .methods.qat import QAT
+from .methods.qat import plan as trained_bits
+from .methods.quantize import quantize as to_int8
 from .methods.smooth import smooth as smoothed
 from .recipe import Count, Epochs, Rate
+from .surgery import Edit, apply, replaying
 from .tasks.detection.answers import Answers, head_paths
 from .work import Work, current, finished_stage
 
 Grid = Literal["int8", "int4", "uint4", "int2", "ternary", "binary"]
+Observer = Literal["minmax", "percentile", "mse", "entropy"]
 Trained = Literal["int8", "int4", "int2", "ternary", "binary"]
 FEW = Effect(
     needs={MODEL: "", FLOATS: "they are rounded"},
@@ -58,7 +63,44 @@ INTEGERS = also(
 MOVES = {CODEBOOK: "weights are scaled, channel by channel"}
 
 
-@composes(FEW, marks={"half": also(FEW, needs={})})
+def _outlined(plan: Callable[..., list[Edit]], *names: str, estimated: bool = False) -> Any:
+    """The outline after the edits of a plan with these of the step's options; no number is worked out."""
+
+    def outline(before: Any, options: Mapping[str, Any]) -> Any:
+        def change(model: nn.Module) -> nn.Module:
+            with replaying():
+                return apply(model, plan(model, **outlines.some(options, *names)))
+
+        return before.changed(change, estimated=estimated)
+
+    return outline
+
+
+@composes(INTEGERS, marks={"int8": also(INTEGERS, needs={})}, outline=outlines.integers)
+def quantize(
+    work: Work,
+    *,
+    bits: Literal[8] = 8,
+    observer: Observer = "mse",
+    calibration_images: Count = 128,
+    bias_correction: bool = True,
+    reduce_range: bool = False,
+    skip: Sequence[str] = (),
+) -> Work:
+    """Weights and activations in 8 bits, calibrated on training images, which the validation part never is.
+
+    Of a detector the head stays in float unless `skip` says otherwise. reduce_range: weights in 7 bits, for x86 without
+    VNNI.
+    """
+    before = current(work)
+    kept = tuple(skip) or (head_paths(before) if work.recipe.task == TASK else ())
+    options: dict[str, Any] = {"bits": bits, "observer": observer, "calibration_images": calibration_images}
+    options |= {"bias_correction": bias_correction, "reduce_range": reduce_range, "skip": kept}
+    seen = _calibration(work, calibration_images)
+    return finished_stage(work, "int8", work.once("model", lambda: to_int8(before, seen, _task(work), **options)))
+
+
+@composes(FEW, marks={"half": also(FEW, needs={})}, outline=_outlined(halves.plan, "dtype", "skip"))
 def half(work: Work, *, dtype: Literal["float16", "bfloat16"] = "float16", skip: Sequence[str] = ()) -> Work:
     """Weights in 16 bits: half the file."""
     before = current(work)
@@ -66,7 +108,7 @@ def half(work: Work, *, dtype: Literal["float16", "bfloat16"] = "float16", skip:
     return finished_stage(work, dtype, model)
 
 
-@composes(also(FEW, breaks={}), marks={"dynamic_int8": also(FEW, needs={})})
+@composes(FEW, marks={"dynamic_int8": also(FEW, needs={})}, outline=_outlined(dynamic_int8.plan, "skip"))
 def quantize_dynamic(work: Work, *, skip: Sequence[str] = ()) -> Work:
     """Linear layers in 8 bits, whose inputs are rounded by the range they have at that moment; no calibration."""
     before = current(work)
@@ -74,7 +116,11 @@ def quantize_dynamic(work: Work, *, skip: Sequence[str] = ()) -> Work:
     return finished_stage(work, "int8, dynamic", model)
 
 
-@composes(FEW, marks={"packed": also(FEW, needs={})})
+@composes(
+    FEW,
+    marks={"packed": also(FEW, needs={})},
+    outline=_outlined(weight_only.plan, "weights", "group", "ends", "skip"),
+)
 def quantize_weights(
     work: Work,
     *,
@@ -124,14 +170,14 @@ def smooth(work: Work, *, alpha: Ratio = 0.5, calibration_images: Count = 128) -
     return finished_stage(work, f"smoothed ({alpha:g})", model)
 
 
-@composes(INTEGERS)
+@composes(INTEGERS, outline=_outlined(trained_bits, "weights", "activations", "ends", "skip", estimated=True))
 def qat(
     work: Work,
     *,
     weights: Trained = "int8",
     activations: Literal[8, 4] | None = 8,
     learned: bool = True,
-    observer: Literal["minmax", "percentile", "mse", "entropy"] = "mse",
+    observer: Observer = "mse",
     ends: Trained = "int8",
     freeze_at: Ratio = 0.7,
     calibration_images: Count = 128,
@@ -192,6 +238,37 @@ def mixed_precision(
         return mixing.mixed_precision(before, seen, _task(work), **budget, **known)
 
     return finished_stage(work, "mixed precision", work.once("model", make))
+
+
+@composes(Effect(needs={MODEL: "", FLOATS: "NNCF rounds them itself"}))
+def quantize_openvino(
+    work: Work,
+    *,
+    preset: Literal["performance", "mixed"] = "mixed",
+    fast_bias_correction: bool = True,
+    calibration_images: Count = 128,
+    images: Count = 128,
+) -> Work:
+    """An 8-bit OpenVINO file made by NNCF, in export/; the model itself stays as it is."""
+    from .deploy import exported
+    from .export import nncf
+
+    model, stage = current(work), work.stages[-1]
+    target = work.folder / "export"
+    target.mkdir(exist_ok=True)
+
+    def make() -> dict[str, Any]:
+        judged = work.batches("val", limit=images).epoch(0)
+        known: dict[str, Any] = {"preset": preset, "fast_bias_correction": fast_bias_correction, "task": work.task}
+        made = nncf.export(
+            exported(work, stage), target / "openvino_int8.xml", model=model, batches=list(judged),
+            calibration=_calibration(work, calibration_images), calibration_images=calibration_images, **known,
+        )  # fmt: skip
+        return {"file": f"export/{made.path.name}", "size_bytes": made.size_bytes, **made.parity.to_dict()}
+
+    row = work.once_data("nncf", make)
+    work.tell({"event": "export", **row})
+    return work
 
 
 def bytes_of(size: str) -> int:

@@ -36,6 +36,32 @@ from .stored import StoredConv2d, StoredLinear
 ACTIVATIONS = {8: 256, 4: 16}
 
 
+def plan(
+    model: nn.Module,
+    *,
+    weights: str = "int8",
+    activations: int | None = 8,
+    ends: str = "int8",
+    skip: Sequence[str] = (),
+) -> list[Edit]:
+    """The edits that `QAT` with these options leaves in the end, but for what only images tell."""
+    layers = selected(model, skip)
+    method = QAT(_Nothing(), (), weights=weights, activations=activations, ends=ends)
+    grids = method.grids(list(layers))
+    found = []
+    for path, layer in layers.items():
+        levels = method.input_levels(model, layer, grids[path])
+        found.append(Edit(path, *_kind(layer, levels_of(grids[path]), levels, output=False)))
+    return found
+
+
+class _Nothing:
+    """A task that is not asked anything."""
+
+    def forward(self, model: nn.Module, batch: Any) -> Any:
+        return model(batch)
+
+
 @dataclass(frozen=True)
 class QAT(Method):
     """Train with rounding. `finish` returns the model in integers, as after `quantize` or `weight_only`.
@@ -74,10 +100,10 @@ class QAT(Method):
         paths = [path for path in layers if path in seen]
         new = copy.deepcopy(model)
         record(new, edits_of(model))
-        for path, grid in self._grids(paths).items():
+        for path, grid in self.grids(paths).items():
             layer: Any = submodule(new, path)
             inputs: nn.Module = nn.Identity()
-            levels = self._input_levels(model, layer, grid)
+            levels = self.input_levels(model, layer, grid)
             if levels:
                 inputs = InputRounding(choose(seen[path][0]), levels, learned=self.learned)
             put(new, path, Rounded(layer, rounding_of(layer.weight, grid, learned=self.learned), inputs))
@@ -85,11 +111,12 @@ class QAT(Method):
             put(new, path, Settled(norm))
         return new
 
-    def _grids(self, paths: Sequence[str]) -> dict[str, str]:
+    def grids(self, paths: Sequence[str]) -> dict[str, str]:
+        """The grid of each layer."""
         ends = {paths[0], paths[-1]} if len(paths) > 2 else set()
         return {path: self.ends if path in ends else self.weights for path in paths}
 
-    def _input_levels(self, model: nn.Module, layer: nn.Module, grid: str) -> int:
+    def input_levels(self, model: nn.Module, layer: nn.Module, grid: str) -> int:
         """0: the input stays as it is. At the ends 8 bits, where what makes tokens gets the picture as it is."""
         if self.activations is None or (isinstance(layer, nn.Conv2d) and makes_tokens(model)):
             return 0
@@ -123,7 +150,7 @@ class QAT(Method):
         host = apply(plain, [Edit("", "fold_norm", {"conv": conv, "norm": norm}) for conv, norm in norms.items()])
         rounds = dict.fromkeys(sorted(flow.rounded & set(trained)), True)
         outputs = observe(host, rounds, images, self.task) if rounds else {}
-        new = apply(host, [Edit(path, *self._edit(layer, path in outputs)) for path, layer in trained.items()]).eval()
+        new = apply(host, [_edit(path, layer, path in outputs) for path, layer in trained.items()]).eval()
         choose = named(self.observer)
         for path, layer in trained.items():
             made: Any = submodule(new, path)
@@ -135,14 +162,19 @@ class QAT(Method):
                 output.set_range(choose(outputs[path][1]))
         return new
 
-    def _edit(self, layer: Rounded, output: bool) -> tuple[str, dict[str, Any]]:
-        """Kind and spec of the edit for a layer."""
-        inputs = layer.input.levels if isinstance(layer.input, InputRounding) else 0
-        extra: dict[str, Any] = {"output": True} if output else {}
-        levels: int = layer.rounding.levels  # type: ignore[assignment]
-        if levels == 255 and (inputs == 256 or (isinstance(layer.layer, nn.Conv2d) and not inputs)):
-            return "int8", extra | ({"inputs": False} if not inputs else {})
-        return "packed", {"levels": levels, **extra, **({"inputs": inputs} if inputs else {})}
+
+def _kind(layer: nn.Module, levels: int, inputs: int, *, output: bool) -> tuple[str, dict[str, Any]]:
+    """Kind and spec of the edit for a layer with so many levels of weights and of inputs (0: float)."""
+    extra: dict[str, Any] = {"output": True} if output else {}
+    if levels == 255 and (inputs == 256 or (isinstance(layer, nn.Conv2d) and not inputs)):
+        return "int8", extra | ({"inputs": False} if not inputs else {})
+    return "packed", {"levels": levels, **extra, **({"inputs": inputs} if inputs else {})}
+
+
+def _edit(path: str, layer: Rounded, output: bool) -> Edit:
+    inputs = layer.input.levels if isinstance(layer.input, InputRounding) else 0
+    levels: Any = layer.rounding.levels
+    return Edit(path, *_kind(layer.layer, levels, inputs, output=output))
 
 
 def _set_weight(made: Any, layer: Rounded, folded: Any, before: Any) -> None:
