@@ -22,6 +22,8 @@ import numpy as np
 
 from featherweight.errors import OptionError, closest, shown
 from featherweight.latency import Conditions, Latency, faster, load_average, median_interval, race, verdict
+from featherweight.runtime.metadata import preprocess_in
+from featherweight.runtime.nms import Nms, thresholds
 from featherweight.runtime.session import available_threads, open_session
 
 if TYPE_CHECKING:
@@ -264,11 +266,14 @@ def _file_runnable(
 ) -> Runnable:
     session = open_session(path, backend=backend, threads=threads, precision=precision)
     port, *others = session.inputs
-    if others or len(port.shape) != 4:
+    told = thresholds(Nms(), [other.name for other in others])
+    if len(others) > len(told) or len(port.shape) != 4:
         raise OptionError("measure", f"{shown(path)} takes something else; files with one batch of images are timed")
     height, width = port.shape[2:]
     if resolution is None and height and width:
         resolution = (height, width)
-    feed = {port.name: _input(batch, resolution, images).astype(port.dtype)}
+    if resolution is None and "preprocess" in session.metadata:  # any size runs; it was made for this one
+        resolution = preprocess_in(session.metadata, path).size
+    feed = {port.name: _input(batch, resolution, images).astype(port.dtype), **told}
     done = {"dtype": session.dtype, "runtime": session.backend, "version": _version(session.backend)}
     return Runnable(lambda: session.run(feed), _here(feed[port.name], threads=session.threads, **done))

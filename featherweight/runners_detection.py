@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featherweight.errors import InputError, OptionError
-from featherweight.runtime.nms import DETECTIONS, PREDICTIONS, THRESHOLDS, Nms, by_image
+from featherweight.runtime.nms import DETECTIONS, PREDICTIONS, Nms, by_image
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,11 +73,6 @@ def _allowed(rows: NDArray[np.float64], nms: Nms) -> NDArray[np.float64]:
         first = np.unique(rows[:, :4], axis=0, return_index=True)[1]  # a box's further classes come after its best
         rows = rows[np.sort(first)]
     return nms.suppress(rows[:, :4], rows[:, 4], rows[:, 5].astype(np.int64))
-
-
-def thresholds(nms: Nms, inputs: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
-    """What a file with suppression in its graph is told besides the pictures."""
-    return {name: np.array([getattr(nms, name)], np.float32) for name in THRESHOLDS if name in inputs}
 
 
 def predictions(

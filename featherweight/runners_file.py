@@ -13,7 +13,7 @@ from featherweight import runners_detection, sources
 from featherweight.errors import InputError, OptionError
 from featherweight.runners import KEPT, Answer, mask
 from featherweight.runtime.metadata import names_in, preprocess_in
-from featherweight.runtime.nms import THRESHOLDS, Nms
+from featherweight.runtime.nms import THRESHOLDS, Nms, thresholds
 from featherweight.runtime.preprocess import Preprocess
 from featherweight.runtime.record import TASKS
 
@@ -69,7 +69,7 @@ class FileRunner:
         """Images (B, 3, H, W) -> detections of each."""
         if augment:
             raise OptionError("augment", f"needs the torch model; {self.backend} runs an exported file")
-        port, told = self.session.inputs[0], runners_detection.thresholds(nms, self.inputs)
+        port, told = self.session.inputs[0], thresholds(nms, self.inputs)
         size = self.fixed or len(images)
         parts = [images[i : i + size].astype(port.dtype) for i in range(0, len(images), size)]
         answers = [self._run(port.name, part, size, told) for part in parts]

@@ -63,13 +63,8 @@ def write_report(work: Work, *, samples: int) -> Work:
         task=work.recipe.task,
     )
     reports.write(page_of, work.folder)
-    work.tell(
-        {
-            "event": "table",
-            "text": tables.table(page_of.stages),
-            "headline": tables.sentence(tables.headline(page_of.stages)),
-        }
-    )
+    headline = tables.sentence(tables.headline(page_of.stages))
+    work.tell({"event": "table", "text": tables.table(page_of.stages), "headline": headline})
     return dataclasses.replace(work, results={**work.results, "report": True, "card": page.model_card(page_of)})
 
 

@@ -77,7 +77,7 @@ def _cells(stage: Stage, stages: Sequence[Stage]) -> tuple[str, ...]:
     return (
         clean(stage.name, limit=NAME_LIMIT),
         accuracy(mine),
-        *([percent(mine and mine.ap50)] if kind(stages) == "AP" else []),
+        *([percent(mine.ap50 if mine else None)] if kind(stages) == "AP" else []),
         delta,
         millions(found.macs),
         size(found.size_bytes),
@@ -193,8 +193,8 @@ def _csv(stages: Sequence[Stage]) -> str:
     writer.writerow(["step", *scores, "macs", "params", "size_bytes", "p50_ms", "ratio", "kept", "why"])
     for stage in stages:
         mine, timed, versus = score(stage.measurement), stage.latency(), ratio(stage, stages)
-        numbers = [mine.value, mine.low, mine.high, mine.n] if mine else [None] * 4
-        numbers += [mine and mine.ap50] if detects else []
+        numbers: list[float | None] = [mine.value, mine.low, mine.high, mine.n] if mine else [None] * 4
+        numbers += [mine.ap50 if mine else None] if detects else []
         m = stage.measurement
         rest = [m.macs, m.params, m.size_bytes, timed.median_ms if timed else None, versus[0] if versus else None]
         writer.writerow([spreadsheet_text(stage.name), *numbers, *rest, stage.kept, spreadsheet_text(stage.reason)])

@@ -97,6 +97,23 @@ def test_eight_bits_leave_the_head_in_float() -> None:
     assert sum(isinstance(m, QuantConv2d) for m in everything.modules()) == 5
 
 
+@pytest.mark.parametrize("form", ["decoded", "end2end"])
+def test_a_file_of_any_size_is_raced_at_the_one_it_is_made_for(form: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from featherweight.export import detector
+    from featherweight.export.check import describe
+
+    file, images = tmp_path / "d.onnx", torch.rand(2, 3, 64, 64)
+    about = describe(task="object-detection", classes=("cat", "dog", "kite"), preprocess=LETTERBOX)
+    detector.export(small(), file, images, form=form, metadata=about)
+    (row,) = verbs.bench([file], batch=(2,), repeats=6, budget_s=0.05)
+    assert row["conditions"]["resolution"] == (64, 64) and row["batch"] == 2 and row["median_ms"] > 0
+    detector.export(small(), file, images, form=form)
+    with pytest.raises(OptionError, match="resolution: unknown for this model"):
+        verbs.bench([file], batch=(1,), repeats=6, budget_s=0.05)
+    assert verbs.bench([file], batch=(1,), resolution=(32, 64), repeats=6, budget_s=0.05)[0]["median_ms"] > 0
+
+
 def test_what_is_merged_is_counted_too() -> None:
     found = verbs.info("yolov7_tiny")
     assert (found["params"], found["fused"]["params"]) == (6_227_101, 6_219_709)

@@ -31,7 +31,7 @@ from featherweight.files import publish
 from featherweight.methods.fuse import fuse
 from featherweight.methods.int8 import Quantizer
 from featherweight.modes import evaluating
-from featherweight.runtime.nms import DETECTIONS, PREDICTIONS, THRESHOLDS, Nms, by_image
+from featherweight.runtime.nms import DETECTIONS, PREDICTIONS, THRESHOLDS, Nms, by_image, thresholds
 from featherweight.runtime.parity import Parity, check, snr_db
 from featherweight.runtime.session import Session, open_session
 from featherweight.tasks.detection.decode import decode
@@ -89,8 +89,8 @@ def export(
     """Write a detector (one with a `head` that has anchors and strides) to `path`; input `images` (B, 3, H, W), 0..1.
 
     Blocks are merged first (`methods.fuse`), auxiliary branches go. images: real ones, prepared for the model; ONNX
-    Runtime must answer to them as the model does, else CheckFailed and no file. TypeError for what is no detector. dynamic: sizes may vary as the batch
-    does; without, only the images' size is taken.
+    Runtime must answer to them as the model does, else CheckFailed and no file. dynamic: sizes may vary as the batch
+    does; without, only the images' size is taken. TypeError for what is no detector.
     """
     detector_of(model)
     path, form = Path(path), Form(form) if isinstance(form, str) else form
@@ -181,7 +181,7 @@ def parity(model: nn.Module, session: Session, images: Tensor, form: Form) -> Pa
     if form.name != "end2end":
         return _of_predictions(expected, list(session.run(given).values()), session.backend, session.dtype)
     nms = _thresholds(expected[0], form)
-    given |= {name: np.array([getattr(nms, name)], np.float32) for name in THRESHOLDS}
+    given |= thresholds(nms, THRESHOLDS)
     rows = session.run(given)[DETECTIONS]
     return _of_detections(expected[0], by_image(rows, len(images)), nms, session)
 

@@ -8,7 +8,7 @@ every machine, whatever the sizes of boxes and the number of classes, and no tim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,6 +107,12 @@ def _best(scores: NDArray[np.floating], most: int) -> NDArray[np.intp]:
         near = np.flatnonzero(scores >= edge)
         return near[np.argsort(-scores[near], kind="stable")[:most]]
     return np.argsort(-scores, kind="stable")[:most]
+
+
+def thresholds(nms: Nms, inputs: Iterable[str]) -> dict[str, NDArray[np.float32]]:
+    """What a file with suppression in its graph is told besides the pictures; {} for inputs that are none of these."""
+    wanted = set(inputs)
+    return {name: np.array([getattr(nms, name)], np.float32) for name in THRESHOLDS if name in wanted}
 
 
 def greedy(boxes: NDArray[np.float64], groups: NDArray[np.int64], *, iou: float, most: int) -> NDArray[np.intp]:

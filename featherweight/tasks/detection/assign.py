@@ -117,8 +117,8 @@ def _columns(maps: Sequence[Tensor], found: Sequence[Cells], anchors: Tensor, st
     place = torch.cat([torch.arange(len(cells), device=image.device) for cells in found])
     order = image.argsort(stable=True)
     steps = torch.tensor(list(strides), device=image.device)[level[order]][:, None]
-    where = (torch.cat(parts)[order] for parts in (boxes, corners))
-    return Columns(image[order], level[order], place[order], *where, steps, torch.cat(sides)[order], raw)
+    box, corner, anchor = (torch.cat(parts)[order] for parts in (boxes, corners, sides))
+    return Columns(image[order], level[order], place[order], box, corner, steps, anchor, raw)
 
 
 def _groups(image: Tensor, of_target: Tensor, count: int) -> Iterator[Group]:
