@@ -5,24 +5,26 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import detecting, distributed
+from . import detecting, distributed, randomness
 from .answers import remember
 from .data import Batches
 from .data.presets import augmentation, expanded
 from .data.transforms import Augment
+from .errors import OptionError
 from .method import Batch, Task
 from .methods.distill import Distill
 from .methods.masks import KeepMasks, masks_of
 from .optim import Optimizer, adamw, constant, cosine, official, scaled_lr, sgd
 from .recipe import Train
+from .surgery import Edit, apply
 from .train import PRECISIONS, Method, Schedule, fit
-from .work import Log, Work
+from .work import Log, Work, current
 
 CHECKPOINT_EVERY = 50  # steps of training
 
@@ -150,3 +152,40 @@ def augmented(plan: Train, classes: int) -> Augment | None:
         return None
     options = expanded(plan.augment)
     return augmentation({"label_smoothing": plan.label_smoothing, **options}, classes)
+
+
+def changed(
+    work: Work,
+    plan: Callable[[nn.Module], list[Edit]],
+    restart: bool,
+    epochs: int | None,
+    images: int | None,
+    lr: float | None,
+) -> nn.Module:
+    """The model with the edits, trained; what is drawn is drawn by the recipe's seed. With `restart` as it began."""
+    begin = began(work, restart)
+    edits = plan(begin)
+
+    def make() -> nn.Module:
+        with randomness.kept():
+            randomness.seed(work.recipe.seed, 0)
+            model = apply(begin, edits)
+        if restart:
+            return trained(work, model, work.methods, epochs, images, lr)
+        return taught(work, model, epochs, images, lr)
+
+    return work.once("model", make)
+
+
+def taught(work: Work, model: nn.Module, epochs: int | None, images: int | None, lr: float | None) -> nn.Module:
+    """The model trained; where nothing else teaches it, by the model as it was."""
+    own = (Distill(copy.deepcopy(current(work)).eval()),)
+    return trained(work, model, work.methods or own, epochs, images, lr)
+
+
+def began(work: Work, restart: bool) -> nn.Module:
+    """The model so far; with `restart` the one that the baseline's training began with."""
+    before = current(work)
+    if restart and work.origin is None:
+        raise OptionError("restart", "no training began here yet: put a step `baseline` before it")
+    return work.origin if restart and work.origin is not None else before

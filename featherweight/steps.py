@@ -44,6 +44,7 @@ from .models import zoo
 from .recipe import Count, Epochs, ModelSpec, Rate
 from .steps_detection import aux_heads, distill_detection, evaluate, fuse
 from .steps_distill import attention_transfer, dist, dkd, fitnets, minilm, rkd, similarity, tinybert
+from .steps_factors import crelu, equivariant, lowrank, overparameterize, structured
 from .steps_finetune import landscape, resolution
 from .steps_labels import token_labelling
 from .steps_prune import drop, prune_channels, sparsify
@@ -60,6 +61,7 @@ from .steps_quantize import (
     smooth,
 )  # fmt: skip
 from .steps_recursion import depth, grouping, mixed_depth, recursion
+from .steps_share import code, repair, share
 from .steps_together import mean_teacher, mutual, one, soup, swa
 from .steps_tokens import merge, tokens
 from .work import Work, current, finished_stage
@@ -220,7 +222,8 @@ STEPS: dict[str, Callable[..., Work]] = {
         half, quantize_dynamic, quantize_weights, equalize, smooth, qat, binarize, mixed_precision, quantize_openvino,
         fuse, evaluate, sparsify, prune_channels, drop,
         fitnets, attention_transfer, similarity, rkd, dkd, dist, tinybert, minilm, one, mutual,
-        mean_teacher, swa, soup,
+        mean_teacher, swa, soup, share, repair, code,
+        lowrank, structured, crelu, equivariant, overparameterize,
     )
 }  # fmt: skip
 

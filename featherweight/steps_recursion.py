@@ -3,23 +3,17 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-from torch import nn
-
-from . import outlines, randomness
+from . import outlines
 from .binding import Filled, Within
 from .composition import LOOKS, TRAINS, composes, restarting
-from .errors import OptionError
-from .fitting import trained
+from .fitting import began, changed, trained
 from .methods import grouping as groups_of
 from .methods import mixed_depth as depths
 from .methods import recursion as sharing
-from .methods.distill import Distill
 from .recipe import Count, Epochs, Rate
-from .surgery import Edit, apply
 from .work import Work, current, finished_stage
 
 Loops = Annotated[int, Within(1, 1000)]
@@ -41,7 +35,7 @@ def recursion(
 ) -> Work:
     """Run each of fewer blocks several times, then train; with `restart` from where the baseline began."""
     options: dict[str, Any] = {"unique": unique, "take": take, "nll_ratio": nll_ratio, "coefficients": coefficients}
-    model = _changed(work, lambda m: sharing.plan(m, loops=loops, **options), restart, epochs, images, lr)
+    model = changed(work, lambda m: sharing.plan(m, loops=loops, **options), restart, epochs, images, lr)
     return finished_stage(work, f"recursion ({loops} loops)", model)
 
 
@@ -60,7 +54,7 @@ def grouping(
 ) -> Work:
     """Attention in groups of tokens, then training; with `restart` from where the baseline began."""
     options: dict[str, Any] = {"at": at, "permute": permute, "redraw": redraw}
-    model = _changed(work, lambda m: groups_of.plan(m, groups=groups, **options), restart, epochs, images, lr)
+    model = changed(work, lambda m: groups_of.plan(m, groups=groups, **options), restart, epochs, images, lr)
     return finished_stage(work, f"grouping ({groups} groups)", model)
 
 
@@ -78,7 +72,7 @@ def mixed_depth(
 ) -> Work:
     """Train with another number of passes in each step; with `restart` from where the baseline began."""
     method = depths.MixedDepth(least=least, teach=teach, temperature=temperature, seed=work.recipe.seed)
-    begin = _begin(work, restart)
+    begin = began(work, restart)
     model = work.once("model", lambda: trained(work, begin, (*work.methods, method), epochs, images, lr))
     return finished_stage(work, "mixed depth", model)
 
@@ -89,32 +83,3 @@ def depth(work: Work, *, loops: Loops = 1) -> Work:
     before = current(work)
     model = work.once("model", lambda: depths.cut(before, loops=loops).eval())
     return finished_stage(work, f"depth ({loops} loops)", model)
-
-
-def _changed(
-    work: Work,
-    plan: Callable[[nn.Module], list[Edit]],
-    restart: bool,
-    epochs: int | None,
-    images: int | None,
-    lr: float | None,
-) -> nn.Module:
-    """The model with the edits, trained; where nothing else teaches it, by the model as it was."""
-    before, begin = current(work), _begin(work, restart)
-    edits = plan(begin)
-
-    def make() -> nn.Module:
-        with randomness.kept():
-            randomness.seed(work.recipe.seed, 0)
-            model = apply(begin, edits)
-        own = () if restart else (Distill(copy.deepcopy(before).eval()),)
-        return trained(work, model, work.methods or own, epochs, images, lr)
-
-    return work.once("model", make)
-
-
-def _begin(work: Work, restart: bool) -> nn.Module:
-    before = current(work)
-    if restart and work.origin is None:
-        raise OptionError("restart", "no training began here yet: put a step `baseline` before it")
-    return work.origin if restart and work.origin is not None else before

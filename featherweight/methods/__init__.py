@@ -3,16 +3,18 @@
 the kinds of edit that a saved model may name."""
 
 from . import (  # isort: skip
-    adaround, attention_transfer, aux_heads, binary, channels, deit, dist, distill, distill_detection, dkd, drop_blocks,
-    dynamic_int8, dynamicvit, equalize, fitnets, fuse, gradual, grouping, half, iterative, masks, mean_teacher, minilm,
-    mixed_depth, mixed_precision, mutual, narrow, one, prune, qat, quantize, recursion, repair, rkd, share, similarity,
-    slimming, smooth, soup, sparsify, swa, tinybert, token_labelling, tome, weight_only, widths,
+    adaround, attention_transfer, aux_heads, binary, channels, crelu, deit, dist, distill, distill_detection,
+    dkd, drop_blocks, dynamic_int8, dynamicvit, equalize, equivariant, fitnets, fuse, gradual, grouping, half,
+    iterative, lowrank, masks, mean_teacher, minilm, mixed_depth, mixed_precision, mutual, narrow, one,
+    overparameterize, prune, qat, quantize, recursion, repair, rkd, share, similarity, slimming, smooth, soup,
+    sparsify, structured, swa, tinybert, token_labelling, tome, weight_only, widths,
 )  # fmt: skip
 
 __all__ = [
-    "adaround", "attention_transfer", "aux_heads", "binary", "channels", "deit", "dist", "distill", "distill_detection",
-    "dkd", "drop_blocks", "dynamic_int8", "dynamicvit", "equalize", "fitnets", "fuse", "gradual", "grouping", "half",
-    "iterative", "masks", "mean_teacher", "minilm", "mixed_depth", "mixed_precision", "mutual", "narrow", "one",
-    "prune", "qat", "quantize", "recursion", "repair", "rkd", "share", "similarity", "slimming", "smooth", "soup",
-    "sparsify", "swa", "tinybert", "token_labelling", "tome", "weight_only", "widths",
+    "adaround", "attention_transfer", "aux_heads", "binary", "channels", "crelu", "deit", "dist", "distill",
+    "distill_detection", "dkd", "drop_blocks", "dynamic_int8", "dynamicvit", "equalize", "equivariant",
+    "fitnets", "fuse", "gradual", "grouping", "half", "iterative", "lowrank", "masks", "mean_teacher", "minilm",
+    "mixed_depth", "mixed_precision", "mutual", "narrow", "one", "overparameterize", "prune", "qat", "quantize",
+    "recursion", "repair", "rkd", "share", "similarity", "slimming", "smooth", "soup", "sparsify", "structured",
+    "swa", "tinybert", "token_labelling", "tome", "weight_only", "widths",
 ]  # fmt: skip
