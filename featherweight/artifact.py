@@ -26,7 +26,7 @@ from .doors import checkpoint, door
 from .errors import FeatherweightError, InputError, OptionError
 from .files import publish
 from .interchange import write_beside
-from .models import yolov7_forms, zoo
+from .models import pretrained, yolov7_forms, zoo
 from .models.yolov7 import YOLOv7
 from .runtime.preprocess import Preprocess
 from .runtime.record import RECORD, TASKS, WEIGHTS, Record
@@ -61,7 +61,7 @@ def save(
         task=task or (old.task if old else _task_of(zoo.base_of(model))),
         classes=tuple(classes) or (old.classes if old else ()),
         preprocess=preprocess or (old.preprocess if old else None),
-        note=dict(note if note is not None else old.note if old else {}),
+        note={**(note if note is not None else old.note if old else {}), **pretrained.noted(model)},
     )
     text = record.to_text()
     Record.from_text(text, folder / RECORD)  # what cannot be read back is not written
@@ -121,6 +121,7 @@ def _loaded(record: Record, base: nn.Module | None, outline: Tensors, values: Va
     with door(weights, "bad_schema"):
         model = _built(record, base, outline, values, weights)
     object.__setattr__(model, _RECORD, record)
+    pretrained.take_note(model, record.note)
     return model.eval()
 
 
@@ -143,6 +144,8 @@ def remember(model: nn.Module, *, classes: Sequence[str] = (), preprocess: Prepr
 
 
 def _task_of(base: Mapping[str, Any] | None) -> str:
+    if base is not None and (text := pretrained.task_named(base["name"].removeprefix(pretrained.PREFIX))):
+        return text
     return TASKS[1] if base is not None and base["name"] == "yolov7" else TASKS[0]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pipeline(task, model)`: a picture in, an answer out, shaped as the transformers library shapes it.
+"""`pipeline(task, model)`: a picture or a text in, an answer out, shaped as the transformers library shapes it.
 
 One picture gives a list of {"label", "score"}, best first, and of a detector {"score", "label", "box"}; a list gives a
 list of such lists, a list of one too; a generator gives a generator, read ahead by one batch and no more. Everything
@@ -9,7 +9,7 @@ Addresses are refused: nothing is downloaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -20,7 +20,12 @@ from featherweight.doors import image
 from featherweight.errors import OptionError, closest, shown
 from featherweight.pictures import check_batch_size, each, load
 from featherweight.pipelines_detection import ObjectDetection
+from featherweight.pipelines_questions import QuestionAnswering
+from featherweight.pipelines_text import TextClassification
 from featherweight.runners import Answer, Runner, open_runner
+from featherweight.runners_text import open_text
+from featherweight.runtime.activations import FUNCTIONS
+from featherweight.runtime.record import TEXT_TASKS
 
 DEFAULT_TOP_K = 5
 Labels = list[dict[str, Any]]
@@ -30,37 +35,58 @@ def pipeline(
     task: str | None = None,
     model: Any = None,
     *,
+    tokenizer: Any = None,
     device: Any = None,
     batch_size: int = 1,
     backend: str = "auto",
     threads: int | None = None,
     **kwargs: Any,
-) -> ImageClassification | ObjectDetection:
-    """A callable that answers for pictures; the task is taken from the model where it is not named.
+) -> Pipeline:
+    """A callable that answers for pictures or texts; the task is taken from the model where it is not named.
 
-    model: a folder of ours, a run (`runs/latest`), a .onnx or .xml file that we exported, or a torch module. backend:
-    "torch", "onnxruntime", "openvino", or what the model comes with. kwargs: `classes`, `preprocess`, `arch` and
-    `max_pixels` for the model, and defaults for the call (of the task's `OPTIONS`).
+    model: a folder of ours, a run (`runs/latest`), a .onnx or .xml file that we exported, a folder of the transformers
+    library with a text model, or a torch module. tokenizer: of a text model that comes without one: a folder, or one of
+    transformers. backend: "torch", "onnxruntime", "openvino", or what the model comes with. kwargs: `classes`,
+    `preprocess`, `arch` and `max_pixels` for the model, and defaults for the call (of the task's `OPTIONS`).
     """
-    if task is not None:
-        _check_task(task)
+    named = ALIASES.get(task, task) if isinstance(task, str) else task
+    if named is not None:
+        _check_task(named)
     if model is None:
         raise OptionError("model", "is missing: name a folder, a run or an exported file; nothing is downloaded")
     opening = {key: kwargs.pop(key) for key in ("classes", "preprocess", "arch") if key in kwargs}
-    _check_options(kwargs, [TASKS[task]] if task else list(TASKS.values()))
+    _check_options(kwargs, [TASKS[named]] if named else list(TASKS.values()))
     check_batch_size(batch_size)
-    runner = open_runner(model, backend=backend, device=device, threads=threads, **opening)
+    opening |= {"backend": backend, "device": device, "threads": threads}
+    runner = _opened(named, model, tokenizer, opening)
     _check_task(runner.task)
-    if task is not None and runner.task != task:
+    if named is not None and runner.task != named:
         raise OptionError("task", f"is {task!r}, but this model was made for {runner.task!r}")
     _check_options(kwargs, [TASKS[runner.task]])
-    return TASKS[runner.task](runner, batch_size=batch_size, **kwargs)
+    made: Pipeline = TASKS[runner.task](runner, batch_size=batch_size, **kwargs)
+    made.task = task or runner.task
+    return made
+
+
+def _opened(task: str | None, model: Any, tokenizer: Any, opening: Mapping[str, Any]) -> Any:
+    """The runner of a model, text or picture, whatever task was asked for: what is wrong with it is told later."""
+    pictures = {key: opening[key] for key in ("preprocess", "arch") if opening.get(key) is not None}
+    rest = {key: value for key, value in opening.items() if key not in ("preprocess", "arch")}
+    if pictures and (task in TEXT_TASKS or tokenizer is not None):
+        raise OptionError(next(iter(pictures)), "goes with pictures, and this is a text pipeline")
+    text = None if pictures else open_text(model, task=task, tokenizer=tokenizer, **rest)
+    if text is not None:
+        return text
+    if tokenizer is not None:
+        raise OptionError("tokenizer", "goes with a text model, and this model reads pictures")
+    return open_runner(model, **opening)
 
 
 def _check_options(given: Mapping[str, Any], kinds: list[Any]) -> None:
     """OptionError for what none of these kinds of pipeline takes."""
-    options = dict.fromkeys([*(name for kind in kinds for name in kind.OPTIONS), "max_pixels"])
-    known = (*options, "classes", "preprocess", "arch", "device", "batch_size", "backend", "threads")
+    pictures = ["max_pixels"] if any(kind.task not in TEXT_TASKS for kind in kinds) else []
+    options = dict.fromkeys([*(name for kind in kinds for name in kind.OPTIONS), *pictures])
+    known = (*options, "classes", "preprocess", "arch", "tokenizer", "device", "batch_size", "backend", "threads")
     for key in given:
         if key not in options:
             raise OptionError(key, f"no such option of a pipeline; {closest(key, known)}Known: {', '.join(known)}")
@@ -68,7 +94,8 @@ def _check_options(given: Mapping[str, Any], kinds: list[Any]) -> None:
 
 def _check_task(task: object) -> None:
     if task not in TASKS:
-        raise OptionError("task", f"no {shown(task)!r} here; {closest(str(task), TASKS)}Known: {', '.join(TASKS)}")
+        known = (*TASKS, *ALIASES)
+        raise OptionError("task", f"no {shown(task)!r} here; {closest(str(task), known)}Known: {', '.join(known)}")
 
 
 class ImageClassification:
@@ -137,10 +164,14 @@ class ImageClassification:
                 yield [{**found, **kept} for found in self.postprocess(logits, **wording)]
 
 
-TASKS: dict[str, type[ImageClassification] | type[ObjectDetection]] = {
+Pipeline = ImageClassification | ObjectDetection | TextClassification | QuestionAnswering
+TASKS: dict[str, Any] = {
     "image-classification": ImageClassification,
     "object-detection": ObjectDetection,
+    "text-classification": TextClassification,
+    "question-answering": QuestionAnswering,
 }
+ALIASES = {"sentiment-analysis": "text-classification"}
 
 
 def _options(
@@ -157,19 +188,3 @@ def _options(
         text = f"no {shown(name)!r}; {closest(str(name), FUNCTIONS)}Known: {', '.join(FUNCTIONS)}"
         raise OptionError("function_to_apply", text)
     return {"top_k": top_k, "function_to_apply": name, "return_tokens": return_tokens}
-
-
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    powers = np.exp(logits - logits.max())
-    return np.asarray(powers / powers.sum())
-
-
-def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)))  # does not overflow
-
-
-FUNCTIONS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
-    "softmax": _softmax,
-    "sigmoid": _sigmoid,
-    "none": lambda logits: logits,
-}

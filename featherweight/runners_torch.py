@@ -50,8 +50,8 @@ class TorchRunner:
             text = "this model does not say how its pictures are prepared; give Preprocess(size=(224, 224), ...)"
             raise OptionError("preprocess", text)
         self.preprocess, self.threads = found, threads or torch.get_num_threads()
-        self.model = _placed(model, device)
-        self.dtype = str(_weight(self.model).dtype).removeprefix("torch.")
+        self.model = placed(model, device)
+        self.dtype = str(first_weight(self.model).dtype).removeprefix("torch.")
 
     def run(self, images: NDArray[np.float32], *, tokens: bool = False) -> Answer:
         """Images (B, 3, H, W) -> the answers."""
@@ -60,7 +60,7 @@ class TorchRunner:
         from featherweight.modes import evaluating
 
         quiet = torch.inference_mode()
-        with _threads(self.threads), evaluating(self.model), quiet, _watched(self.model, tokens) as seen:
+        with threads_of_torch(self.threads), evaluating(self.model), quiet, _watched(self.model, tokens) as seen:
             output = self.model(self._batch(images))
             logits = getattr(output, "logits", output)
             answer = np.asarray(logits.float().cpu(), np.float32)
@@ -70,17 +70,17 @@ class TorchRunner:
         """Images (B, 3, H, W) -> detections of each; augment: each at three sizes."""
         from featherweight.modes import evaluating
 
-        with _threads(self.threads), evaluating(self.model):
+        with threads_of_torch(self.threads), evaluating(self.model):
             return runners_detection.of_torch(self.model, self._batch(images), nms, augment=augment)
 
     def _batch(self, images: NDArray[np.float32]) -> torch.Tensor:
         import torch
 
-        weight = _weight(self.model)
+        weight = first_weight(self.model)
         return torch.from_numpy(images).to(weight.device, weight.dtype if weight.is_floating_point() else torch.float32)
 
 
-def _weight(model: nn.Module) -> torch.Tensor:
+def first_weight(model: nn.Module) -> torch.Tensor:
     import torch
 
     return next(iter(model.parameters()), torch.empty(0))
@@ -92,7 +92,7 @@ def _named_labels(model: nn.Module) -> tuple[str, ...]:
     return tuple(str(named[i]) for i in range(len(named))) if isinstance(named, Mapping) and named else ()
 
 
-def _placed(model: nn.Module, device: Any) -> nn.Module:
+def placed(model: nn.Module, device: Any) -> nn.Module:
     """The model on the device; a copy if it has to move."""
     import copy
 
@@ -110,13 +110,13 @@ def _placed(model: nn.Module, device: Any) -> nn.Module:
         raise OptionError("device", f"no {device!r}; give cpu, cuda, cuda:0, 0 or auto") from None
     if wanted.type == "cuda" and not torch.cuda.is_available():
         raise OptionError("device", f"no {str(wanted)!r} on this machine; give cpu")
-    here = _weight(model).device
+    here = first_weight(model).device
     stays = here == wanted or (wanted.index is None and here.type == wanted.type)
     return model if stays else copy.deepcopy(model).to(wanted)
 
 
 @contextlib.contextmanager
-def _threads(number: int | None) -> Iterator[None]:
+def threads_of_torch(number: int | None) -> Iterator[None]:
     """That many threads for torch; the number belongs to the process, so it is put back."""
     import torch
 

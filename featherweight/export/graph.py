@@ -20,6 +20,7 @@ from torch import Tensor
 OPSET = 20
 IR_VERSION = 10
 AXES = ("batch", "channels", "height", "width")  # what the sizes that vary are called
+TEXT_AXES = ("batch", "length")  # of numbers of tokens
 TYPES = {
     torch.float32: onnx.TensorProto.FLOAT,
     torch.float64: onnx.TensorProto.DOUBLE,
@@ -81,11 +82,12 @@ class Graph:
 
     def add_input(self, name: str, value: Tensor) -> Ref:
         """A tensor the user gives; its symbolic sizes become known, also where they are multiples of a number."""
+        called = TEXT_AXES if value.ndim == 2 and not value.is_floating_point() else AXES
         for axis, size in enumerate(value.shape):
             if isinstance(size, torch.SymInt):
                 times, symbol = size.node.expr.as_coeff_Mul()
                 self._sizes.setdefault(str(symbol), (name, axis, int(times)))
-                self._axes.setdefault(str(size.node.expr), AXES[axis])
+                self._axes.setdefault(str(size.node.expr), called[axis])
         shape = [self._axis(size) for size in value.shape]
         self.inputs.append(helper.make_tensor_value_info(name, TYPES[value.dtype], shape))
         return Ref(name, tuple(value.shape), value.dtype)

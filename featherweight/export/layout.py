@@ -105,6 +105,11 @@ def roll(g: Graph, out: Tensor, *, self: Value, shifts: Sequence[int], dims: Seq
     return name
 
 
+@operator
+def cumsum(g: Graph, out: Tensor, *, self: Value, dim: int, dtype: Any = None) -> str:
+    return g.op("CumSum", g.read(self, out.dtype), g.read(dim % out.ndim, torch.int64))
+
+
 # Choosing ------------------------------------------------------------------------------------------------------------
 def _slice(g: Graph, name: str, dim: int, start: int, end: int, step: int = 1) -> str:
     bounds = [g.integers(start), g.integers(end), g.integers(dim)]

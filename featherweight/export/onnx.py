@@ -116,15 +116,19 @@ def _patches(model: nn.Module, images: Tensor, task: Calls) -> int:
         return int(sparse.aside.count)
 
 
-def graph_of(program: torch.export.ExportedProgram, outputs: Sequence[str]) -> onnx.ModelProto:
+def graph_of(
+    program: torch.export.ExportedProgram, outputs: Sequence[str], *, inputs: Sequence[str] = (INPUT,)
+) -> onnx.ModelProto:
     """Our translation where it has words for everything, else PyTorch's."""
     try:
-        return translate(program, [INPUT], outputs)
+        return translate(program, inputs, outputs)
     except Unsupported as reason:
-        return _by_torch(program, outputs, reason)
+        return _by_torch(program, inputs, outputs, reason)
 
 
-def _by_torch(program: torch.export.ExportedProgram, outputs: Sequence[str], reason: Unsupported) -> onnx.ModelProto:
+def _by_torch(
+    program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], reason: Unsupported
+) -> onnx.ModelProto:
     try:
         from onnxscript import opset20 as op
     except ImportError:
@@ -141,7 +145,7 @@ def _by_torch(program: torch.export.ExportedProgram, outputs: Sequence[str], rea
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about its own internals
         made = torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=list(outputs),
+            program, dynamo=True, opset_version=OPSET, input_names=list(inputs), output_names=list(outputs),
             custom_translation_table=table, verbose=False,
         )  # fmt: skip
     return _bare(made.model_proto)  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from featherweight.doors import onnx as door
 from featherweight.errors import OptionError, missing_extra
-from featherweight.export import detector
+from featherweight.export import detector, text
 from featherweight.export.check import Calls, Exported, floor, least_snr_db, parity
 from featherweight.export.graph import OPSET
 from featherweight.files import publish
 from featherweight.runtime.parity import Parity, check
 from featherweight.runtime.session import open_session, silence
+from featherweight.runtime.tokens import METADATA, Tokens
 
 NAME = "openvino_model.xml"  # the name optimum-intel looks for
 
@@ -77,6 +78,29 @@ def export_detector(
         convert(onnx_file, unchecked, half=half)
         found = detector.parity(model, open_session(unchecked, backend="openvino"), images, form)
         detector.checked(found, model, images, form, half=half, min_agreement=min_agreement, min_snr_db=min_snr_db)
+        weights, graph = unchecked.with_suffix(".bin").read_bytes(), unchecked.read_bytes()
+    return _published(path, weights, graph, found)
+
+
+def export_text(
+    onnx_file: str | Path,
+    path: str | Path,
+    *,
+    model: nn.Module,
+    texts: Sequence[Any] = text.SENTENCES,
+    half: bool = False,
+    min_agreement: float | None = None,
+    min_snr_db: float | None = None,
+) -> Exported:
+    """The same of a file that `export.text` made, with the tokenizer that is in it; texts: what is compared."""
+    path = _xml(path)
+    with tempfile.TemporaryDirectory() as folder:
+        unchecked = Path(folder, NAME)
+        convert(onnx_file, unchecked, half=half)
+        session = open_session(unchecked, backend="openvino")
+        tokens = Tokens.from_metadata(session.metadata.get(METADATA, ""), onnx_file)
+        lowest = 50.0 if half and min_snr_db is None else min_snr_db
+        found = text.checked(model, session, tokens, texts, min_agreement=min_agreement, min_snr_db=lowest)
         weights, graph = unchecked.with_suffix(".bin").read_bytes(), unchecked.read_bytes()
     return _published(path, weights, graph, found)
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from ..errors import OptionError, closest, missing_extra, shown
 from ..runtime.preprocess import Preprocess
-from . import lvvit, resnet, sret, vit, yolov7
+from . import lvvit, pretrained, resnet, sret, vit, yolov7
 from .table import IMAGENET, ZOO, Entry
 
 FAMILIES: dict[str, tuple[Callable[[Any], nn.Module], type]] = {
@@ -120,6 +120,8 @@ def build(base: Mapping[str, Any]) -> nn.Module:
     name, config = base["name"], dict(base["config"])
     if name.startswith("timm:"):
         model = _timm(name.removeprefix("timm:"), config)
+    elif name.startswith(pretrained.PREFIX):
+        return pretrained.build(name, config)
     else:
         if name not in FAMILIES:
             raise OptionError(
@@ -134,8 +136,8 @@ def build(base: Mapping[str, Any]) -> nn.Module:
 
 
 def base_of(model: nn.Module) -> dict[str, Any] | None:
-    """What `build` was given for this model, or None: then only its maker can build it again."""
-    return getattr(model, _BASE, None)
+    """What `build` was given for this model, or what would build it; None: then only its maker can build it again."""
+    return getattr(model, _BASE, None) or pretrained.base_of(model)
 
 
 def preprocess_of(name: str, model: nn.Module | None = None, config: Mapping[str, Any] | None = None) -> Preprocess:

@@ -19,7 +19,8 @@ from featherweight.runtime.preprocess import Preprocess
 
 FORMAT = 1
 RECORD, WEIGHTS = "model.json", "model.safetensors"
-TASKS = ("image-classification", "object-detection")
+TEXT_TASKS = ("text-classification", "question-answering")
+TASKS = ("image-classification", "object-detection", *TEXT_TASKS)
 CLASS_NAME_LIMIT, CLASSES_LIMIT, EDITS_LIMIT = 1000, 1_000_000, 100_000
 _KEYS = {"format", "base", "edits", "task", "classes", "preprocess", "note"}
 

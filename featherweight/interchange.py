@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A text model's folder for other libraries: a config.json where the transformers library alone can run the model.
+
+Layers that are fewer and MLPs that are narrower in every layer alike are a matter of numbers in that file. Heads cut
+out, factors, codebooks and integers are not: such a folder is ours alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .anatomy import anatomy_of, blocks_of
+from .files import publish_json
+from .models.pretrained import CONFIG, base_of, build, task_of, tokens_of
+from .modes import evaluating
+from .runtime.tokens import Tokens
+from .surgery import submodule
+
+
+def write_beside(model: nn.Module, folder: Path) -> None:
+    """What a text model's folder holds for other libraries: tokenizer.json, and config.json where it can have one."""
+    if (told := tokens_of(model)) is not None:
+        Tokens.from_metadata(told, folder).save(folder)
+    if task_of(model) is not None and not write_config(model, folder):
+        (folder / CONFIG).unlink(missing_ok=True)  # of a model that was here before
+
+
+def write_config(model: nn.Module, folder: Path) -> bool:
+    """Write config.json if the transformers library alone can run this model from it; whether it can.
+
+    Found by building a model from the numbers alone and comparing the two on random tokens.
+    """
+    base = base_of(model)
+    if base is None:
+        return False
+    with torch.random.fork_rng(devices=[]):
+        twin = build(base["name"], _fitted(base["config"], model)).eval()
+    if _shapes(model) != _shapes(twin):
+        return False
+    twin.load_state_dict({name: tensor.float() for name, tensor in model.state_dict().items()})
+    if not _same(model, twin):
+        return False
+    config: Any = twin.config
+    publish_json(folder / CONFIG, {**config.to_dict(), "architectures": [type(model).__name__]})
+    return True
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _fitted(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The numbers of a config as the model's own layers say them."""
+    found = dict(config)
+    try:
+        anatomy, blocks = anatomy_of(model), list(blocks_of(model).values())
+        widths = {int(submodule(block, anatomy.mlp[0]).out_features) for block in blocks}  # type: ignore[arg-type]
+    except (TypeError, LookupError, AttributeError):
+        return found
+    for name in {"num_hidden_layers", "n_layers"} & set(found):
+        found[name] = len(blocks)
+    for name in {"intermediate_size", "hidden_dim"} & set(found):
+        found[name] = next(iter(widths)) if len(widths) == 1 else found[name]
+    return found
+
+
+def _same(model: nn.Module, twin: nn.Module) -> bool:
+    size = min(int(getattr(twin.config, "vocab_size", 2)), 1000)  # type: ignore[arg-type]
+    ids = torch.randint(0, size, (2, 6), generator=torch.Generator().manual_seed(0))
+    with evaluating(model), evaluating(twin), torch.inference_mode():
+        left, right = (made(input_ids=ids, attention_mask=torch.ones_like(ids)) for made in (model, twin))
+    pairs = zip(left.to_tuple(), right.to_tuple(), strict=True)
+    return all(torch.allclose(a.float(), b.float(), atol=1e-5, rtol=1e-4) for a, b in pairs)
