@@ -41,9 +41,9 @@ TINY = ("train.epochs=1", "train.images=64", "train.batch_size=16", "train.valid
 SHORT = {"epochs": 1, "samples": 32, "rounds": 1, "calibration_images": 16, "repeats": 6, "budget_s": 0.1, "images": 16}
 
 
-def planned(one: Trial, seed: int, out: Path, *, tiny: bool = False) -> Recipe:
+def planned(one: Trial, seed: int, out: Path, *, tiny: bool = False, more: Sequence[str] = ()) -> Recipe:
     """The trial's recipe, with the models that other trials have trained already."""
-    plan = recipe.read(one.recipe, [*one.overrides, *(TINY if tiny else ()), f"seed={seed}"])
+    plan = recipe.read(one.recipe, [*one.overrides, *(TINY if tiny else ()), *more, f"seed={seed}"])
     if one.teacher:
         plan = dataclasses.replace(plan, teacher=ModelSpec(str(folder_of(out, trial(one.teacher), seed) / "model")))
     if one.start:
@@ -61,9 +61,9 @@ def shortened(step: Step) -> Step:
 COSTLY = {"samples": 0, "calibration_images": 0, "repeats": 0, "budget_s": 0}  # options that cost time when left out
 
 
-def carried_out(one: Trial, seed: int, out: Path, source: Data, *, tiny: bool = False) -> dict[str, Any]:
+def carried_out(one: Trial, seed: int, out: Path, source: Data, **planning: Any) -> dict[str, Any]:
     """Train, or go on; then evaluate, once. What is found as plain values."""
-    plan, folder = planned(one, seed, out, tiny=tiny), folder_of(out, one, seed)
+    plan, folder = planned(one, seed, out, **planning), folder_of(out, one, seed)
     with clocked(folder.with_suffix(".seconds")) as clock:
         work = runs.run(plan, project=folder.parent, name=folder.name, source=source)
         if (model := work.model) is None:
@@ -189,11 +189,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the tables are written")
     parser.add_argument("--table", action="store_true", help="train nothing")
     parser.add_argument("--tiny", action="store_true", help="a few pictures and steps for each trial; writes no docs")
+    parser.add_argument(
+        "--epochs", type=int, help="of trainings from the start, in place of the study's; writes no docs"
+    )
     options = parser.parse_args(arguments)
-    official = not options.tiny and str(options.data) != "digits"  # what may go into the docs
+    more = [] if options.epochs is None else [f"train.epochs={options.epochs}"]
+    official = not options.tiny and not more and str(options.data) != "digits"  # what may go into the docs
 
     def carry_out(one: Trial, seed: int, out: Path, source: Data) -> dict[str, Any]:
-        return carried_out(one, seed, out, source, tiny=options.tiny)
+        return carried_out(one, seed, out, source, tiny=options.tiny, more=more)
 
     def tell() -> None:
         if official:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from torch import nn
@@ -102,7 +102,12 @@ def load(work: Work) -> Work:
     return finished_stage(dataclasses.replace(work, origin=model), "baseline", model)
 
 
-@composes(restarting(TAUGHT), outline=outlines.distilled)
+def _distilling(options: Mapping[str, Any]) -> Effect:
+    token = also(TAUGHT, needs={PLAIN: "its classifier is copied for the token"})
+    return restarting(token if options["how"] == "token" else TAUGHT)(options)
+
+
+@composes(_distilling, outline=outlines.distilled)
 def distill(
     work: Work,
     *,

@@ -12,7 +12,7 @@ from torch import nn
 
 from . import outlines_prune
 from .binding import Within
-from .composition import FLOATS, MASKS, MODEL, NORMS, PLAIN, TRAINS, Effect, also, composes
+from .composition import CODEBOOK, FLOATS, MASKS, MODEL, NORMS, PLAIN, TRAINS, Effect, also, composes
 from .costs import macs_share, time_share
 from .errors import OptionError
 from .fitting import trained
@@ -34,12 +34,14 @@ Options = Mapping[str, Any]
 
 def _zeros(options: Options) -> Effect:
     """Zeros, and where nothing is trained after them, statistics that fit no more."""
+    apart = {CODEBOOK: "weights that share a value cannot be told apart"}
     effect = Effect(
         needs={MODEL: "", FLOATS: "they are compared by size"},
         gives=(MASKS,),
-        breaks={NORMS: "weights are gone and nothing is trained after"},
+        breaks={NORMS: "weights are gone and nothing is trained after", **apart},
     )
-    return effect if options["epochs"] is None and options["how"] == "one_shot" else also(TRAINS, gives=(MASKS,))
+    still = options["epochs"] is None and options["how"] == "one_shot"
+    return effect if still else also(TRAINS, gives=(MASKS,), breaks=apart)
 
 
 @composes(_zeros, outline=outlines_prune.thinned, marks={"sparse": Effect(gives=(MASKS,))})

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from . import outlines
 from .binding import Filled, Within
-from .composition import LOOKS, TRAINS, composes, restarting
+from .composition import LOOKS, PLAIN, TRAINS, also, composes, restarting
 from .fitting import began, changed, trained
 from .methods import grouping as groups_of
 from .methods import mixed_depth as depths
@@ -19,7 +19,7 @@ from .work import Work, current, finished_stage
 Loops = Annotated[int, Within(1, 1000)]
 
 
-@composes(restarting(TRAINS), outline=outlines.recursed)
+@composes(restarting(also(TRAINS, needs={PLAIN: "blocks are made one"})), outline=outlines.recursed)
 def recursion(
     work: Work,
     *,

@@ -31,7 +31,14 @@ if TYPE_CHECKING:
     from .explain import Outline
 
 CodeBits = Annotated[int, Within(1, sharing.MOST_BITS)]
-MARK = Effect(gives=(CODEBOOK,), breaks={PLAIN: "layers hold codes", NORMS: "weights were rounded"})
+MARK = Effect(
+    gives=(CODEBOOK,),
+    breaks={
+        PLAIN: "layers hold codes",
+        NORMS: "weights were rounded",
+        CODEBOOK: "what is shared has no weights to group",
+    },
+)
 
 
 def _shared(options: Mapping[str, Any]) -> Effect:
