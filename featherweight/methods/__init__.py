@@ -5,16 +5,17 @@ the kinds of edit that a saved model may name."""
 from . import (  # isort: skip
     adaround, attention_transfer, aux_heads, binary, channels, crelu, deit, dist, distill, distill_detection,
     dkd, drop_blocks, dynamic_int8, dynamicvit, equalize, equivariant, fitnets, fuse, gradual, grouping, half,
-    iterative, lowrank, masks, mean_teacher, minilm, mixed_depth, mixed_precision, mutual, narrow, one,
-    overparameterize, prune, qat, quantize, recursion, repair, rkd, share, similarity, slimming, smooth, soup,
-    sparsify, structured, swa, tinybert, token_labelling, tome, weight_only, widths,
+    lowrank, mean_teacher, minilm, mixed_depth, mixed_precision, mutual, one, overparameterize, prune, qat,
+    quantize, recursion, repair, rkd, sensitivity, share, similarity, smooth, soup, sparsify, structured, swa,
+    tinybert, token_labelling, tome, weight_only,
 )  # fmt: skip
+from . import iterative, masks, narrow, slimming, widths  # noqa: F401  # isort: skip  (on the cards of others)
 
 __all__ = [
     "adaround", "attention_transfer", "aux_heads", "binary", "channels", "crelu", "deit", "dist", "distill",
     "distill_detection", "dkd", "drop_blocks", "dynamic_int8", "dynamicvit", "equalize", "equivariant",
-    "fitnets", "fuse", "gradual", "grouping", "half", "iterative", "lowrank", "masks", "mean_teacher", "minilm",
-    "mixed_depth", "mixed_precision", "mutual", "narrow", "one", "overparameterize", "prune", "qat", "quantize",
-    "recursion", "repair", "rkd", "share", "similarity", "slimming", "smooth", "soup", "sparsify", "structured",
-    "swa", "tinybert", "token_labelling", "tome", "weight_only", "widths",
+    "fitnets", "fuse", "gradual", "grouping", "half", "lowrank", "mean_teacher", "minilm", "mixed_depth",
+    "mixed_precision", "mutual", "one", "overparameterize", "prune", "qat", "quantize", "recursion", "repair",
+    "rkd", "sensitivity", "share", "similarity", "smooth", "soup", "sparsify", "structured", "swa", "tinybert",
+    "token_labelling", "tome", "weight_only",
 ]  # fmt: skip

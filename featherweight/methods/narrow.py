@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from ..surgery import Edit, edit_kind
+from ..surgery import Edit, edit_kind, edits_of, submodule
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
 Kept = Mapping[str, Mapping[str, Sequence[int]]]  # tensor of the layer -> dimension -> indices that stay
 
@@ -50,6 +51,25 @@ def edits_for(keep: Mapping[str, Mapping[int, Iterable[int]]]) -> list[Edit]:
         path, _, own = name.rpartition(".")
         by_layer.setdefault(path, {})[own] = {str(dim): [int(i) for i in kept] for dim, kept in sorted(dims.items())}
     return [Edit(path, "narrow", {"keep": kept}) for path, kept in by_layer.items()]
+
+
+def kept_outputs(model: nn.Module, before: nn.Module) -> dict[str, list[int]]:
+    """Path of a layer -> which of its outputs in `before` are left in `model`, that was narrowed from it.
+
+    Layers that have all of them are not named. What a `repair` of the statistics needs to compare the two.
+    """
+    found: dict[str, list[int]] = {}
+    for edit in edits_of(model)[len(edits_of(before)) :]:
+        if edit.kind != "narrow":
+            continue
+        layer, keep = submodule(model, edit.path), edit.spec["keep"]
+        turned = isinstance(layer, TRANSPOSED) and layer.groups == 1
+        places = ((name, "1" if turned and name == "weight" else "0") for name in ("running_mean", "bias", "weight"))
+        kept = next((keep[name][dim] for name, dim in places if dim in keep.get(name, {})), None)
+        if kept is not None:
+            old = found.get(edit.path)
+            found[edit.path] = list(kept) if old is None else [old[i] for i in kept]
+    return found
 
 
 def _tensors(layer: nn.Module) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from featherweight.methods import channels
 from featherweight.methods.budgeted import fit_budget
 from featherweight.methods.channel_scores import scores
 from featherweight.methods.coupling import couple
-from featherweight.methods.narrow import narrow
+from featherweight.methods.narrow import kept_outputs, narrow
 from featherweight.methods.slimming import Slimming
 from featherweight.models import zoo
 from featherweight.surgery import Edit, apply, edits_of, submodule
@@ -386,6 +386,19 @@ def test_mistakes_are_named(options: dict[str, object], says: str) -> None:
 def test_edits_from_a_file_are_checked(keep: object) -> None:
     with pytest.raises(OptionError):
         narrow(nn.Conv2d(3, 16, 3), keep=keep)  # type: ignore[arg-type]
+
+
+def test_which_outputs_are_left_is_told_over_several_cuts() -> None:
+    model = made("mobile")
+    once = channels.prune_channels(model, X, ratio=0.5, round_to=1)
+    twice = channels.prune_channels(once, X, ratio=0.5, round_to=1)
+    kept = kept_outputs(twice, model)
+    for path in ("expand", "gate", "project"):
+        old, new = submodule(model, path), submodule(twice, path)
+        assert torch.equal(old.bias[kept[path]], new.bias)
+    assert "fc" not in kept
+    assert torch.equal(once.gate.bias[kept_outputs(twice, once)["gate"]], twice.gate.bias)
+    assert kept_outputs(model, model) == {}
 
 
 def test_frozen_weights_and_buffers_keep_what_they_are() -> None:
