@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -29,8 +29,8 @@ Runtime = Literal["torch", "onnxruntime", "openvino"]
 class Faster:
     """A judge for `lowrank.plan(only=...)`: whether the interval of the ratio to the layer lies above `margin`.
 
-    images: of the first calibration batch, that one call has; seconds of one race. A layer that cannot be exported
-    stays as it is.
+    images: of the first calibration batch, that one call has. budget_s: seconds of one race. Layers and factors of the
+    same sizes are raced once. A layer that cannot be exported stays as it is.
     """
 
     runtime: Runtime = "onnxruntime"
@@ -38,11 +38,18 @@ class Faster:
     images: int = 1
     threads: int = 1
     budget_s: float = 0.3
+    known: dict[tuple[str, str, torch.Size], bool] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, layer: nn.Module, factors: nn.Module, example: Tensor | None) -> bool:
         if example is None:
             raise OptionError("only", "a race needs the layers' inputs: give `batches`, or `seen=lowrank.look(...)`")
         x = example[: self.images]
+        key = (repr(layer), repr(factors), x.shape)
+        if key not in self.known:
+            self.known[key] = self._raced(layer, factors, x)
+        return self.known[key]
+
+    def _raced(self, layer: nn.Module, factors: nn.Module, x: Tensor) -> bool:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 runners = {

@@ -106,7 +106,9 @@ def test_a_race_decides_which_factors_stay(monkeypatch: pytest.MonkeyPatch) -> N
     for runtime in ("torch", "onnxruntime", "openvino"):
         assert layer_race.Faster(runtime)(layer, factors, example)  # type: ignore[arg-type]
     assert not layer_race.Faster("torch", margin=1.25)(layer, factors, example)
-    assert seen == [["layer", "factors"]] * 4
+    judge = layer_race.Faster("torch")
+    assert judge(layer, factors, example) and judge(nn.Linear(8, 8), factors, example)
+    assert seen == [["layer", "factors"]] * 5  # the same sizes once
     with pytest.raises(OptionError, match="a race needs the layers' inputs"):
         layer_race.Faster()(layer, factors, None)
 
