@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from featherweight import files, recipe
+from featherweight import composition, files, recipe
 from featherweight.binding import Within, options_of
 from featherweight.doors import checkpoint, image, json, onnx, pickle, safetensors, torchfile, yaml
 from featherweight.steps import STEPS
@@ -122,8 +122,21 @@ def limits() -> str:
     return rows(("what", "at most", "changed by"), [(what, f"{most:,}", how) for what, most, how in LIMITS])
 
 
+def facts() -> str:
+    """What steps state of a model, and which steps give or take it, with their own defaults."""
+    known = {name: composition.effect_of(name, recipe.defaults(name)) for name in STEPS}
+    body = []
+    for fact in composition.FACTS.values():
+        given = [f"`{name}`" for name, effect in known.items() if fact in effect.gives]
+        taken = [f"`{name}`" for name, effect in known.items() if fact in effect.breaks and fact not in effect.gives]
+        kind_ = "natural" if fact.natural else "worked for" if fact.made else "given"
+        body.append([fact.says, kind_, ", ".join(given), ", ".join(taken)])
+    return rows(("what holds", "", "given by", "taken away by"), body)
+
+
 SHOW: dict[str, Callable[[], str]] = {
     "steps": steps,
+    "facts": facts,
     "recipe": lambda: fields_of(recipe.Recipe, skip=("source",)),
     "train": lambda: fields_of(recipe.Train),
     "model": lambda: fields_of(recipe.ModelSpec),
