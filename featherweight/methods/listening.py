@@ -12,9 +12,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import OptionError
+from ..packing import tensors_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -39,6 +40,19 @@ def hear(module: nn.Module, hook: Callable[..., Any], *known: Any, inputs: bool 
         module.register_forward_pre_hook(called)
     else:
         module.register_forward_hook(called)
+
+
+def followed(copied: nn.Module, model: nn.Module, name: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Name -> tensor of a copy that follows the model in training, and the model's own.
+
+    OptionError where another method gave the model other tensors after it was copied.
+    """
+    theirs = tensors_of(model)
+    mine = tensors_of(copied)
+    if missing := [key for key in mine if key not in theirs]:
+        text = f"follows {missing[0]}, which a later method took away: put it last in the list of methods"
+        raise OptionError(name, text)
+    return {key: (tensor, theirs[key]) for key, tensor in mine.items()}
 
 
 def without(model: M, name: str) -> M:

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 from ..method import Method, Pass
-from ..packing import tensors_of
 from ..schedules import Young, ramp_up
 from ..surgery import edits_of, record
 from .distill import Distance, kl, taught
-from .listening import with_listener, without
+from .listening import followed, with_listener, without
 
 NAME = "mean_teacher"
 
@@ -41,12 +40,11 @@ class Average(nn.Module):
         """Move towards the model's weights: by `decay`, at first faster, as an average over all so far."""
         self.updates += 1
         now = Young(decay)(int(self.updates))
-        theirs = tensors_of(model)
-        for name, mine in tensors_of(self.model).items():
+        for mine, theirs in followed(self.model, model, NAME).values():
             if mine.is_floating_point():
-                mine.lerp_(theirs[name].to(mine), 1 - now)
+                mine.lerp_(theirs.to(mine), 1 - now)
             else:
-                mine.copy_(theirs[name])
+                mine.copy_(theirs)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from ..errors import OptionError
 from ..method import Method, Task
 from ..modes import BATCH_NORMS, evaluating
-from ..packing import tensors_of
 from ..surgery import edits_of, record
-from .listening import with_listener
+from .listening import followed, with_listener
 
 NAME = "swa"
 
@@ -41,12 +40,11 @@ class Mean(nn.Module):
     def add(self, model: nn.Module) -> None:
         """One more in the mean."""
         self.count += 1
-        theirs = tensors_of(model)
-        for name, mine in tensors_of(self.model).items():
+        for mine, theirs in followed(self.model, model, NAME).values():
             if mine.is_floating_point():
-                mine.lerp_(theirs[name].to(mine), 1 / int(self.count))
+                mine.lerp_(theirs.to(mine), 1 / int(self.count))
             else:
-                mine.copy_(theirs[name])
+                mine.copy_(theirs)
 
 
 @torch.no_grad()
