@@ -22,6 +22,9 @@ from .methods.budgeted import fit_budget
 from .methods.distill import Distill
 from .methods.gradual import GradualPruning
 from .methods.masks import sparsity as zeros
+from .methods.narrow import kept_outputs
+from .methods.repair import repair
+from .modes import BATCH_NORMS
 from .recipe import Count, Epochs, Rate
 from .surgery import apply
 from .train import Method
@@ -117,7 +120,7 @@ def prune_channels(
     images: Count | None = None,
     lr: Rate | None = None,
 ) -> Work:
-    """Cut whole channels out, then fine-tune with the teachers at hand.
+    """Cut whole channels out, mend the statistics of norms, then fine-tune with the teachers at hand.
 
     macs, time: in place of `ratio` a budget, the share of the multiply-adds or of the measured time that may be left.
     """
@@ -140,7 +143,10 @@ def prune_channels(
         return found.model
 
     def make() -> nn.Module:
-        return trained(work, cut(), _teachers(work, before), epochs, images, lr)
+        small = cut()
+        if any(isinstance(module, BATCH_NORMS) for module in small.modules()):
+            small = repair(small, before, seen, work.task, kept=kept_outputs(small, before))
+        return trained(work, small, _teachers(work, before), epochs, images, lr)
 
     said = f"{macs:.0%} of MACs" if macs is not None else f"{time:.0%} of time" if time is not None else f"{ratio}"
     return finished_stage(work, f"prune channels ({said})", work.once("model", make))
