@@ -34,6 +34,8 @@ from featherweight.methods import (
     prune,
     quantize,
     recursion,
+    repair,
+    share,
     structured,
     tome,
 )
@@ -125,6 +127,8 @@ NEUTRAL: dict[str, Change] = {
     "structured": lambda model, family: structured.structure(model, keep=1.0),
     "crelu": lambda model, family: crelu.pair(model, fresh=True, first=0.0),
     "equivariant": lambda model, family: equivariant.equivariant(model, group="none"),
+    "share": lambda model, family: share.share(model, bits=32),
+    "repair": lambda model, family: repair.repair(model, family.make(), batches(), family.task),
     "mixed depth": lambda model, family: mixed_depth.cut(recursion.share(model, loops=1, unique=3, nll_ratio=1.0)),
 }
 CHANGES["sparsify"] = lambda model, family: sparsify(model, sparsity=0.5, scope="lamp")
@@ -154,7 +158,11 @@ CHANGES["butterfly"] = lambda model, family: structured.structure(model, matrix=
 CHANGES["acdc"] = lambda model, family: structured.structure(model, matrix="acdc", depth=2)
 CHANGES["crelu"] = lambda model, family: crelu.pair(model, fresh=True)
 CHANGES["p4"] = lambda model, family: equivariant.equivariant(model)
-OTHERS = [("branches", "plain"), ("branches", "timm"), ("quantize", "plain"), ("cut to fewer passes", "sret")]
+CHANGES["share"] = lambda model, family: share.share(model, bits=4, scaled=True)
+CHANGES["sparsify, share"] = lambda model, family: share.share(sparsify(model, sparsity=0.5), bits=3, scaled=False)
+OTHERS = [("share", name) for name in ("ours", "lvvit", "timm", "transformers", "sret")]
+OTHERS += [("sparsify, share", "timm"), ("sparsify, share", "plain")]
+OTHERS += [("branches", "plain"), ("branches", "timm"), ("quantize", "plain"), ("cut to fewer passes", "sret")]
 OTHERS += [("fuse", "plain"), ("fuse", "lvvit"), ("fuse", "sret"), ("fuse, quantize", "plain")]
 OTHERS += [
     ("dynamicvit by threshold", "ours"),
@@ -378,6 +386,7 @@ ORDERS = [
     ("deit", "dynamicvit", "prune by taylor", "quantize"), ("deit", "prune", "tome", "quantize"), ("tome", "prune"),
     ("prune", "low rank", "quantize"), ("deit", "monarch", "grouping"), ("low rank", "dynamicvit", "quantize"),
     ("recursion", "grouping", "deit", "prune", "quantize"), ("prune", "recursion", "dynamicvit"),
+    ("deit", "prune", "sparsify, share"),
 ]  # fmt: skip
 
 

@@ -154,10 +154,10 @@ def _header(path: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any], in
     if zlib.crc32(body, zlib.crc32(start[:16])) != crc:
         raise InputError(path, "checksum", "the header differs from what was written; copy or make the file again")
     reader = zlib.decompressobj()
-    text = reader.decompress(body, MAX_HEADER + 1)
-    if len(text) > MAX_HEADER or not reader.eof or reader.unused_data:
+    inflated = reader.decompress(body, MAX_HEADER + 1)
+    if len(inflated) > MAX_HEADER or not reader.eof or reader.unused_data:
         raise InputError(path, "bad_header", f"the header is no deflated text of at most {MAX_HEADER} bytes")
-    head = strict_json.parse(text, path)
+    head = strict_json.parse(inflated, path)
     writer = head.get("writer") if isinstance(head, dict) else None
     if version != FORMAT:
         known = f"; featherweight {shown(writer, limit=20)} wrote it and reads it" if isinstance(writer, str) else ""

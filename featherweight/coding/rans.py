@@ -13,8 +13,8 @@ import numpy as np
 from .frequencies import MAX_SCALE, Array, best_scale, normalized, read
 
 LOWEST = np.uint32(1 << 16)  # a state is from here to below 2**32; one 16-bit word at a time goes out or comes in
-PER_LANE = 512  # symbols; a lane costs two bytes more than its symbols, a row costs NumPy's calls
-MAX_LANES = 1 << 14
+PER_LANE = ((1 << 16, 2048), (1 << 18, 1024), (1 << 62, 512))  # symbols of a lane, in streams of at most so many:
+MAX_LANES = 1 << 14  # each costs two bytes more than its symbols, and fewer lanes are more calls of NumPy
 
 
 def encode(symbols: Array) -> bytes:
@@ -31,7 +31,8 @@ def encode(symbols: Array) -> bytes:
 
 def _lanes(count: int) -> int:
     """log2 of the number of lanes."""
-    return max(0, min(int(np.log2(MAX_LANES)), int(count // PER_LANE).bit_length() - 1))
+    each = next(symbols for most, symbols in PER_LANE if count <= most)
+    return max(0, min(MAX_LANES.bit_length() - 1, (count // each).bit_length() - 1))
 
 
 def _encoded(symbols: Array, width: Array, starts: Array, scale: int, lanes: int) -> tuple[Array, Array]:

@@ -54,7 +54,7 @@ class Channels:
         return Channels(self.mean[list(kept)], self.variance[list(kept)])
 
 
-Fix = Callable[[nn.Module, Tensor, Tensor, Channels], Tensor]  # layer, input, output, wanted -> the output now
+Fix = Callable[[Any, Tensor, Tensor, Channels], Tensor]  # layer, input, output, wanted -> the output now
 
 
 @torch.no_grad()
@@ -175,39 +175,39 @@ def _channels(layer: nn.Module) -> int:
 
 
 # Corrections: each changes the layer and returns what it gives now ----------------------------------------------------
-def _batch_norm(norm: nn.Module, given: Tensor, output: Tensor, wanted: Channels) -> Tensor:
+def _batch_norm(norm: Any, given: Tensor, output: Tensor, wanted: Channels) -> Tensor:
     """So that what comes out has the mean and variance it had, written as what is added: nothing where all is equal."""
     found = Channels.of(given, 1)
     alive = (wanted.variance > TINY) & (found.variance > TINY)
     mean, variance, eps = norm.running_mean, norm.running_var, norm.eps
     ratio = torch.where(alive, found.variance / wanted.variance.clamp_min(TINY), torch.ones_like(found.variance))
-    beside = (wanted.mean - mean.double()) * (1 - ratio.sqrt())  # type: ignore[operator, union-attr]
-    mean.add_((found.mean - wanted.mean + beside).to(mean))  # type: ignore[operator, union-attr]
-    variance.add_(((variance.double() + eps) * (ratio - 1)).to(variance)).clamp_min_(0)  # type: ignore[operator, union-attr]
+    beside = (wanted.mean - mean.double()) * (1 - ratio.sqrt())
+    mean.add_((found.mean - wanted.mean + beside).to(mean))
+    variance.add_(((variance.double() + eps) * (ratio - 1)).to(variance)).clamp_min_(0)
     return _again(norm, given)
 
 
-def _layer_norm(norm: nn.Module, given: Tensor, output: Tensor, wanted: Channels) -> Tensor:
+def _layer_norm(norm: Any, given: Tensor, output: Tensor, wanted: Channels) -> Tensor:
     """(y - mean here) * deviation there / deviation here + mean there, as a part of the norm's scale and shift."""
     found = Channels.of(output, _axis(norm) or -1)
     alive = (wanted.variance > TINY) & (found.variance > TINY)
     ratio = torch.where(alive, (wanted.variance / found.variance.clamp_min(TINY)).sqrt(), torch.ones_like(found.mean))
     weight, shift = norm.weight, norm.bias
-    moved = (shift.double() - found.mean) * ratio + wanted.mean  # type: ignore[operator, union-attr]
+    moved = (shift.double() - found.mean) * ratio + wanted.mean
     same = (ratio == 1) & (found.mean == wanted.mean)
-    shift.copy_(torch.where(same, shift.double(), moved))  # type: ignore[operator, union-attr]
-    weight.mul_(ratio.to(weight))  # type: ignore[operator]
+    shift.copy_(torch.where(same, shift.double(), moved))
+    weight.mul_(ratio.to(weight))
     return _again(norm, given)
 
 
-def _bias(layer: nn.Module, given: Tensor, output: Tensor, wanted: Channels) -> Tensor:
+def _bias(layer: Any, given: Tensor, output: Tensor, wanted: Channels) -> Tensor:
     axis = _axis(layer) or -1
     off = (wanted.mean - Channels.of(output, axis).mean).to(output)
-    layer.bias.add_(off)  # type: ignore[operator]
+    layer.bias.add_(off)
     return output + off.reshape([-1] + [1] * (output.ndim - 2) if axis == 1 else [-1])
 
 
-def _again(layer: nn.Module, given: Tensor) -> Tensor:
+def _again(layer: Any, given: Tensor) -> Tensor:
     """The layer's answer with what it holds now; hooks are not called."""
     answer: Tensor = layer.forward(given)
     return answer

@@ -102,14 +102,15 @@ def codebook(module: nn.Module, *, centroids: int, zero: bool, scaled: bool) -> 
         )
     if not (type(centroids) is int and 1 <= centroids + zero <= 1 << MOST_BITS):
         raise OptionError("codebook", f"{centroids!r} values; from 1 to {(1 << MOST_BITS) - bool(zero)} have a code")
-    new = shell(module)
-    object.__setattr__(new, "__class__", _shared(type(module)))
+    new: Any = shell(module)
+    object.__setattr__(new, "__class__", _shared(type(module)))  # type: ignore[arg-type]
     del new._parameters["weight"]
     new.centroids = nn.Parameter(weight.new_zeros(centroids), requires_grad=weight.requires_grad)
     new.register_buffer("codes", torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device))
     new.register_buffer("scale", torch.ones_like(_largest(module, weight)) if scaled else None)
     new.zero = zero
-    return new
+    made: nn.Module = new
+    return made
 
 
 def _largest(layer: nn.Module, weight: Tensor) -> Tensor:
