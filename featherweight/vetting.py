@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # steps that leave the number of blocks
 SAME_BLOCKS = {"teacher", "baseline", "load", "train", "distill", "token_labelling", "prune"}
 OTHER_BLOCKS = {"tokens", "recursion", "grouping", "mixed_depth", "depth"}  # steps that change them
+OTHER_LAYERS = {"lowrank", "structured", "crelu", "equivariant", "overparameterize"}  # that change layers in them
 TRAINED = {"restart", "epochs", "images", "lr"}  # options of a step that are about its training
 LONGEST_NAME = 200  # bytes of a folder's name
 
@@ -205,7 +206,7 @@ def _blocks(recipe: Recipe, path: str | Path) -> None:
     from . import artifact
 
     spec, names = recipe.model, {step.name for step in recipe.steps}
-    if spec is None or artifact.is_artifact(spec.name) or not names & OTHER_BLOCKS:
+    if spec is None or artifact.is_artifact(spec.name) or not names & (OTHER_BLOCKS | OTHER_LAYERS):
         return
     import torch
 
@@ -217,6 +218,8 @@ def _blocks(recipe: Recipe, path: str | Path) -> None:
             try:
                 if step.name in OTHER_BLOCKS:
                     outline = _changed(step, origin if step.options.get("restart") else outline)
+                elif step.name in OTHER_LAYERS:
+                    _check_layers(step, outline)
                 elif step.name not in SAME_BLOCKS:
                     return
             except (OptionError, LookupError, TypeError) as error:
@@ -237,6 +240,25 @@ def _changed(step: Step, outline: nn.Module) -> nn.Module:
         options = {key: value for key, value in options.items() if key in wanted}
     plans = {"tokens": dynamicvit, "recursion": recursion, "grouping": grouping, "depth": mixed_depth}
     return apply(outline, plans[step.name].plan(outline, **options))
+
+
+def _check_layers(step: Step, outline: nn.Module) -> None:
+    """What a step does to single layers, as far as it does not depend on their weights."""
+    from .methods import crelu, equivariant, lowrank, overparameterize, structured
+
+    def some(*names: str) -> dict[str, Any]:
+        return {name: step.options[name] for name in names if name in step.options}
+
+    if step.name == "lowrank":
+        lowrank.plan(outline, keep=1.0, **some("conv", "skip"))  # the ranks depend on the weights
+    elif step.name == "structured":
+        structured.plan(outline, **some("matrix", "keep", "convolutions", "skip"))
+    elif step.name == "crelu":
+        crelu.plan(outline, fresh=True, **some("first", "skip"))
+    elif step.name == "equivariant":
+        equivariant.plan(outline, **some("group", "pool", "symmetric"))
+    else:
+        overparameterize.plan(outline, **some("skip"))
 
 
 def known_task(task: str, known: dict[str, str], path: str | Path) -> str:

@@ -79,6 +79,10 @@ def test_nets_of_convolutions_in_a_recipe(tmp_path: Path) -> None:
         (["baseline", "quantize", "lowrank"], "the right order is `lowrank`, then `quantize`"),
         (["baseline", "lowrank", "prune"], "the right order is `prune`, then `lowrank`"),
         (["baseline", {"sparsify": {}}, "lowrank"], "the right order is `lowrank`, then `sparsify`"),
+        (["baseline", "equivariant"], "VisionTransformer has no form for fields"),
+        (["baseline", {"overparameterize": {"skip": ["*"]}}], "no convolution of 3 x 3 or more that keeps the size"),
+        (["baseline", {"lowrank": {"skip": ["blok*"]}}], "skip: 'blok.' covers no linear or convolution layer"),
+        (["baseline", {"crelu": {"skip": ["*"]}}], "no plain convolution without groups left"),
         (["baseline", "structured", "crelu"], "the right order is `crelu`, then `structured`"),
     ],
 )
