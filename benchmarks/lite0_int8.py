@@ -9,14 +9,13 @@
 Every eighth picture calibrates, the others judge; labels are not looked at. The limits are 98 % agreement, 20 dB,
 5.2 MB and 15 s of processor time for the calibration on 125 pictures. Each file is read back and run in ONNX Runtime,
 those that are raced also in OpenVINO, on one thread, the variants and the float file taking turns. Everything is kept,
-variant by variant, in docs/measured/lite0_int8.json, and the block of docs/studies/compression.md is written from
-there. About ten minutes for all on two quiet cores.
+variant by variant, in docs/measured/lite0_int8.json, and docs/studies/few_bits.md is written from there. About ten
+minutes for all on two quiet cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import tempfile
 import time
@@ -26,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import results
 import torch
 from torch import Tensor, nn
 
-from featherweight import files, measure
+from featherweight import measure
 from featherweight.doors import image
 from featherweight.export import nncf as by_nncf
 from featherweight.export import onnx, openvino
@@ -41,8 +41,7 @@ from featherweight.runtime.session import open_session
 from featherweight.tasks.classification import Classification
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, PAGE = ROOT / "docs" / "measured" / "lite0_int8.json", ROOT / "docs" / "studies" / "compression.md"
-BLOCK = re.compile(r"(<!-- lite0_int8:begin -->\n)(.*?)(<!-- lite0_int8:end -->)", re.DOTALL)
+RESULTS, PAGE = ROOT / "docs" / "measured" / "lite0_int8.json", ROOT / "docs" / "studies" / "few_bits.md"
 PREPROCESS = Preprocess((224, 224), crop_pct=0.875, interpolation="bicubic")
 EVERY = 8  # pictures, of which the first calibrates
 TASK = Classification(1000)
@@ -218,40 +217,44 @@ class Bench:
         return re.sub(r"[^a-z0-9]+", "_", name.lower())
 
 
-def results() -> dict[str, Any]:
-    if not RESULTS.is_file():
-        return {"format": 1, "machine": {}, "variants": {}, "races": {}}
-    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
-    return found
-
-
-def table(found: Mapping[str, Any]) -> str:
-    """A row for each variant, and what is said of the races."""
-    lines = ["| | same class, ONNX Runtime | dB | same class, OpenVINO | dB | .onnx | processor time |",
-             "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
-    for name, row in found["variants"].items():
-        cells = [name]
+def quality(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row for each variant that was judged."""
+    lines = []
+    for name in (*VARIANTS, *BY_OPENVINO):
+        row = rows.get(name)
+        if row is None:
+            lines.append([name, *["not run yet"] * 6])
+            continue
+        cells: list[str] = []
         for backend in ("onnxruntime", "openvino"):
             one = row.get(backend)
             cells += [f"{one['agreement']:.1%}", f"{one['snr_db']:.1f}"] if one else ["–", "–"]
-        size = row.get("size_bytes")
-        cells += [f"{size / 1e6:.2f} MB" if size else f"{row['openvino_bytes'] / 1e6:.2f} MB (.bin)",
-                  f"{row['seconds']} s"]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_speeds(found)])
+        size = f"{row['size_bytes'] / 1e6:.2f} MB" if "size_bytes" in row else f"{row['openvino_bytes'] / 1e6:.2f} MB"
+        lines.append([name, *cells, size, f"{row['seconds']} s"])
+    head = ("", "same class, ONNX Runtime", "dB", "same class, OpenVINO", "dB", "file", "processor time")
+    return results.table(head, lines)
 
 
-def _speeds(found: Mapping[str, Any]) -> list[str]:
-    lines = ["Times as fast as the float32 file in the same runtime, one thread:", "",
-             "| | " + " | ".join(found["races"]) + " |", "| --- |" + " ---: |" * len(found["races"])]  # fmt: skip
-    names = dict.fromkeys(name for one in found["races"].values() for name in one["ratios"])
+def speed(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many times as fast as the float32 file in the same runtime."""
+    races = {key.removeprefix("race "): row for key, row in rows.items() if key.startswith("race ")}
+    if not races:
+        return "Not run yet."
+    names = dict.fromkeys(name for one in races.values() for name in one["ratios"])
+    lines = []
     for name in names:
-        cells = []
-        for one in found["races"].values():
-            ratio = one["ratios"].get(name)
-            cells.append(f"{ratio[0]:.2f}× ({ratio[1][0]:.2f}–{ratio[1][1]:.2f})" if ratio else "–")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines if found["races"] else []
+        found = [one["ratios"].get(name) for one in races.values()]
+        lines.append([name, *(f"{r[0]:.2f}× ({r[1][0]:.2f}–{r[1][1]:.2f})" if r else "–" for r in found)])
+    load = max(one["load"] for one in races.values())
+    return (
+        results.table(("", *races), lines) + f"\n\nOne thread; the largest load of the machine before a race: {load}."
+    )
+
+
+def asked(words: Sequence[str]) -> list[str]:
+    """Variants by name, or all that have the word in theirs."""
+    known = (*VARIANTS, *BY_OPENVINO)
+    return list(dict.fromkeys(name for word in words for name in ([word] if word in known else known) if word in name))
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -270,28 +273,20 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options, found = parsed(argv), results()
+    options, found = parsed(argv), results.Rows(RESULTS)
     if not options.table:
         torch.set_num_threads(1)
-        found["machine"] = measure.machine()
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(options, Path(folder))
-            for name in (*VARIANTS, *BY_OPENVINO):
-                if any(word in name for word in options.only) and (options.again or name not in found["variants"]):
-                    found["variants"][name] = bench.row(name)
-                    print(name, found["variants"][name], flush=True)
-                    files.publish_json(RESULTS, found)
+            for name in asked(options.only):
+                if options.again or name not in found:
+                    found.add(name, bench.row(name))
             for backend in ("onnxruntime", "openvino"):
                 for batch in (1, 32) if options.seconds else ():
-                    key = f"{backend}, batch {batch}"
-                    if options.again or key not in found["races"]:
-                        found["races"][key] = bench.race(backend, batch, options.seconds)
-                        files.publish_json(RESULTS, found)
-    text = table(found)
-    print(text)
-    if PAGE.is_file():
-        page = PAGE.read_text(encoding="utf-8")
-        files.publish(PAGE, BLOCK.sub(lambda m: f"{m[1]}{text}\n{m[3]}", page).encode())
+                    key = f"race {backend}, batch {batch}"
+                    if options.again or key not in found:
+                        found.add(key, bench.race(backend, batch, options.seconds))
+    results.fill(PAGE, {"lite0": quality(found.rows), "speed": speed(found.rows)})
     return 0
 
 
