@@ -14,7 +14,7 @@ import tiny_runs
 from numpy.typing import NDArray
 from tiny_detector import Told
 
-from featherweight import compare, deploy, deploy_detection, judge, page, recipe, report, runs, story, tables
+from featherweight import artifact, compare, deploy, deploy_detection, judge, page, recipe, report, runs, story, tables
 from featherweight.data.objects import Objects
 from featherweight.data.scenes import Findings, Scenery
 from featherweight.deploy import EAGER, RUNTIMES
@@ -22,10 +22,12 @@ from featherweight.errors import OptionError
 from featherweight.files import publish_json
 from featherweight.latency import Conditions, Latency
 from featherweight.measure import Measurement
+from featherweight.models import zoo
 from featherweight.report import Box, Report, Scene, Stage
 from featherweight.runtime.preprocess import Preprocess
 from featherweight.scores import jackknife
 from featherweight.tasks.detection import Detection
+from featherweight.verbs.shaping import landscape
 from featherweight.work import Stage as Made
 from featherweight.work import Work
 
@@ -226,6 +228,22 @@ def test_a_budget_of_a_detector_is_of_ap(tmp_path: Path) -> None:
     work = work_of(tmp_path, [Told(FOUND)])
     work = dataclasses.replace(work, recipe=dataclasses.replace(work.recipe, budget=recipe.Budget("2%")))
     assert judge.outcome(work).asked == "at most 2% of AP lost"
+
+
+def test_compress_takes_the_steps_that_are_for_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[recipe.Recipe] = []
+    monkeypatch.setattr(runs, "run", lambda plan, **_: plans.append(plan))
+    detector = zoo.create("yolov7_tiny", num_classes=3)
+    artifact.save(detector, tmp_path / "model", classes=CLASSES, preprocess=LETTERBOX)
+    runs.compress(tmp_path / "model", "digits-det")
+    runs.compress(detector, "digits-det", preprocess=LETTERBOX)
+    runs.compress("vit_digits", "digits")
+    names = [[step.name for step in plan.steps] for plan in plans]
+    assert names[0] == names[1] == ["load", "fuse", "quantize", "export", "measure", "report"]
+    assert [plan.task for plan in plans] == ["object-detection"] * 2 + ["image-classification"]
+    assert plans[2].name == "compress" and all(plan.budget and plan.budget.max_drop == "1%" for plan in plans)
+    with pytest.raises(OptionError, match="is for object-detection; the landscape is that of a classifier"):
+        landscape(tmp_path / "model", "digits")
 
 
 # a whole run ----------------------------------------------------------------------------------------------------------
