@@ -44,7 +44,7 @@ from .models import zoo
 from .recipe import Count, Epochs, ModelSpec, Rate
 from .steps_detection import aux_heads, distill_detection, evaluate, fuse
 from .steps_distill import attention_transfer, dist, dkd, fitnets, minilm, rkd, similarity, tinybert
-from .steps_factors import crelu, equivariant, lowrank, overparameterize, structured
+from .steps_factors import crelu, equivariant, lowrank, overparameterize, structured, write_out
 from .steps_finetune import landscape, resolution
 from .steps_labels import token_labelling
 from .steps_prune import drop, prune_channels, sparsify
@@ -228,7 +228,7 @@ STEPS: dict[str, Callable[..., Work]] = {
         fuse, evaluate, sparsify, prune_channels, drop,
         fitnets, attention_transfer, similarity, rkd, dkd, dist, tinybert, minilm, one, mutual,
         mean_teacher, swa, soup, share, repair, code,
-        lowrank, structured, crelu, equivariant, overparameterize,
+        lowrank, structured, crelu, equivariant, overparameterize, write_out,
     )
 }  # fmt: skip
 

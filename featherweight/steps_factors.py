@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from torch import nn
 
 from .binding import Ratio, Within
-from .composition import CODEBOOK, FLOATS, MASKS, MODEL, NORMS, PLAIN, TRAINS, Effect, also, composes, restarting
+from .composition import CODEBOOK, FLOATS, LOOKS, MASKS, MODEL, NORMS, PLAIN, TRAINS, Effect, also, composes, restarting
 from .fitting import began, changed, taught, trained
 from .methods import crelu as pairs
 from .methods import equivariant as turns
 from .methods import lowrank as factors
 from .methods import structured as matrices
+from .methods import write_out as writing
 from .methods.overparameterize import Block, Overparameterize
 from .recipe import Count, Epochs, Rate
 from .surgery import apply
@@ -160,6 +161,14 @@ def equivariant(
     options: dict[str, Any] = {"group": group, "pool": pool, "symmetric": symmetric}
     model = changed(work, lambda m: turns.plan(m, **options), True, epochs, images, lr)
     return finished_stage(work, f"{group} equivariant", model)
+
+
+@composes(LOOKS, outline=lambda outline, options: outline.changed(writing.written_out))
+def write_out(work: Work) -> Work:
+    """Layers stored compactly (turning filters, circulant weights) as plain ones: for 8 bits, say. Answers stay."""
+    before = current(work)
+    model = work.once("model", lambda: writing.written_out(before).eval())
+    return finished_stage(work, "written out", model)
 
 
 def _biased(outline: Outline, options: Mapping[str, Any]) -> Outline:

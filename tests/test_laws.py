@@ -38,6 +38,7 @@ from featherweight.methods import (
     share,
     structured,
     tome,
+    write_out,
 )
 from featherweight.methods.attention_transfer import AttentionTransfer
 from featherweight.methods.channels import prune_channels
@@ -126,6 +127,7 @@ NEUTRAL: dict[str, Change] = {
     "low rank": lambda model, family: lowrank.factorize(model, keep=1.0),
     "structured": lambda model, family: structured.structure(model, keep=1.0),
     "crelu": lambda model, family: crelu.pair(model, fresh=True, first=0.0),
+    "write out": lambda model, family: write_out.written_out(model),
     "equivariant": lambda model, family: equivariant.equivariant(model, group="none"),
     "share": lambda model, family: share.share(model, bits=32),
     "repair": lambda model, family: repair.repair(model, family.make(), batches(), family.task),
@@ -158,6 +160,9 @@ CHANGES["butterfly"] = lambda model, family: structured.structure(model, matrix=
 CHANGES["acdc"] = lambda model, family: structured.structure(model, matrix="acdc", depth=2)
 CHANGES["crelu"] = lambda model, family: crelu.pair(model, fresh=True)
 CHANGES["p4"] = lambda model, family: equivariant.equivariant(model)
+CHANGES["p4, written out, quantize"] = lambda model, family: quantize.quantize(
+    write_out.written_out(equivariant.equivariant(model)), batches(), family.task
+)
 CHANGES["share"] = lambda model, family: share.share(model, bits=4, scaled=True)
 CHANGES["sparsify, share"] = lambda model, family: share.share(sparsify(model, sparsity=0.5), bits=3, scaled=False)
 OTHERS = [("share", name) for name in ("ours", "lvvit", "timm", "transformers", "sret")]
@@ -173,6 +178,7 @@ OTHERS += [("low rank", name) for name in ("ours", "lvvit", "timm", "transformer
 OTHERS += [("low rank, on data", "transformers"), ("cp", "plain"), ("monarch", "ours"), ("monarch", "transformers")]
 OTHERS += [("kronecker", "timm"), ("circulant", "timm"), ("circulant", "plain"), ("toeplitz", "lvvit")]
 OTHERS += [("butterfly", "transformers"), ("acdc", "ours"), ("crelu", "plain"), ("crelu", "sret"), ("p4", "plain")]
+OTHERS += [("p4, written out, quantize", "plain")]
 CHANGES.update(laws_of_bits.CHANGES)
 NEUTRAL.update(laws_of_bits.NEUTRAL)
 OTHERS += laws_of_bits.CASES

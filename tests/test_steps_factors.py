@@ -15,7 +15,7 @@ from torch import nn
 from featherweight import artifact, counting, explain, runs
 from featherweight.errors import InputError, OptionError
 from featherweight.latency import Latency, Times
-from featherweight.layers import Factors
+from featherweight.layers import Compact, Factors
 from featherweight.methods.equivariant import invariance_error
 from featherweight.surgery import all_of, edits_of
 
@@ -50,6 +50,7 @@ def test_nets_of_convolutions_in_a_recipe(tmp_path: Path) -> None:
     steps = [
         "baseline",
         {"equivariant": {"symmetric": True}},
+        "write_out",
         {"overparameterize": {"block": "acb", "gamma": 1.0, "restart": True}},
         {"crelu": {"restart": True}},
         {"fuse": {}},
@@ -58,13 +59,15 @@ def test_nets_of_convolutions_in_a_recipe(tmp_path: Path) -> None:
     said = explain.explain(recipe)
     work = runs.run(recipe, project=tmp_path)
     models = [stage.model for stage in work.stages]
-    baseline, turning, branched, paired = models[:4]
+    baseline, turning, written, branched, paired = models[:5]
+    assert [stage.title for stage in work.stages[1:4]] == ["p4 equivariant", "written out", "over-parameterized (acb)"]
+    assert not all_of(written, Compact) and all_of(turning, Compact)
     assert invariance_error(turning, fill.normal("pictures", (2, 3, 24, 24))) < 1e-4
     assert {edit.kind for edit in edits_of(branched)} == {"with_bias"}
     sizes = [counting.parameters(model) for model in (baseline, turning, branched, paired)]
     assert sizes[1] < 0.3 * sizes[0] < sizes[0] < sizes[2] < 1.02 * sizes[0]
     assert sizes[3] < 0.6 * sizes[0]
-    assert [row.params for row in said[1:4]] == sizes[1:]
+    assert [said[number].params for number in (1, 3, 4)] == sizes[1:]
     loaded = artifact.load(tmp_path / "tiny" / "model")
     assert list(loaded.state_dict()) == list(models[-1].state_dict())
 
