@@ -46,19 +46,23 @@ def by_channels(step: int) -> Cut:
     known: dict[int, channels.Ranked] = {}
 
     def cut(model: nn.Module, ratio: float) -> nn.Module:
-        ranked = known.setdefault(id(model), channels.rank(model, EXAMPLE))
-        return apply(model, ranked.edits(ratio, round_to=step))
+        if id(model) not in known:
+            known[id(model)] = channels.rank(model, EXAMPLE)
+        return apply(model, known[id(model)].edits(ratio, round_to=step))
 
     return cut
 
 
-def by_widths(step: int, *, tokens: bool = True, heads: bool = False) -> Cut:
+def by_widths(step: int, *, heads: bool = False) -> Cut:
     """The same share of the neurons, of the width of heads (or of whole heads) and of the tokens."""
+    known: dict[int, channels.Ranked] = {}
 
     def cut(model: nn.Module, ratio: float) -> nn.Module:
-        new = prune.prune(model, mlp=ratio, heads=0.34 if heads else 0.0, round_to=step)
-        known: dict[str, Any] = {"head_width": 0.0 if heads else ratio, "embed": ratio if tokens else 0.0}
-        return widths.narrow_heads_and_tokens(new, EXAMPLE, round_to=step, **known)
+        if id(model) not in known:
+            known[id(model)] = widths.rank_tokens(model, EXAMPLE)
+        new = prune.prune(model, mlp=ratio, heads=0.34 if heads and ratio else 0.0, round_to=step)
+        new = apply(new, widths.plan_heads(new, ratio=0.0 if heads else ratio, round_to=step))
+        return apply(new, known[id(model)].edits(ratio, round_to=step))
 
     return cut
 

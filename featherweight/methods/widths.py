@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..anatomy import anatomy_of, blocks_of
 from ..errors import OptionError
 from ..surgery import Edit, apply, edit_kind, submodule
-from .channels import check_runs, rank
+from .channels import Ranked, check_runs, rank
 from .importance import NORMS
 from .masks import check_patterns
 from .narrow import checked
@@ -141,14 +141,22 @@ def plan_embed(
     _check(ratio, importance, round_to)
     if ratio == 0:
         return []
+    edits = rank_tokens(model, example, importance=importance).edits(ratio, round_to=round_to)
+    check_runs(model, edits, example)
+    return edits
+
+
+def rank_tokens(model: nn.Module, example: Any, *, importance: str = "l2") -> Ranked:
+    """The channels of the tokens alone, each with its score: enough to cut them to any width.
+
+    Heads and neurons may be cut in between, for the edits name other dimensions of the same weights.
+    """
     ranked = rank(model, example, importance=importance)
     writer = f"{next(iter(blocks_of(model)))}.{anatomy_of(model).mlp[1]}.weight"
     place = next((i for i, group in enumerate(ranked.groups) if (writer, 0) in group.makers), None)
     if place is None:
         raise LookupError(f"{type(model).__name__}: the width of its tokens cannot be cut")
-    edits = ranked.only(place).edits(ratio, round_to=round_to)
-    check_runs(model, edits, example)
-    return edits
+    return ranked.only(place)
 
 
 def narrow_heads_and_tokens(
