@@ -234,7 +234,10 @@ def _steps(items: Any, name: str | Path) -> tuple[Step, ...]:
         if options is not None and not isinstance(options, Mapping):
             what = shown(repr(options), limit=60)
             raise InputError(name, "bad_type", f"{where}.{key}: must be a mapping of options, not {what}")
-        found.append(Step(key, bind(STEPS[key], options or {}, f"{where}.{key}", name)))
+        bound = bind(STEPS[key], options or {}, f"{where}.{key}", name)
+        if missing := [option for option in required(key) if option not in bound]:
+            raise InputError(name, "missing_key", f"{where}.{key}: needs {missing[0]!r}")
+        found.append(Step(key, bound))
     return tuple(found)
 
 
@@ -251,7 +254,15 @@ def defaults(step: str) -> dict[str, Any]:
     from .steps import STEPS
 
     parameters = list(inspect.signature(STEPS[step]).parameters.values())[1:]
-    return {p.name: _data(p.default) for p in parameters}
+    return {p.name: _data(p.default) for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def required(step: str) -> list[str]:
+    """The options of a step that have no default."""
+    from .steps import STEPS
+
+    parameters = list(inspect.signature(STEPS[step]).parameters.values())[1:]
+    return [p.name for p in parameters if p.default is inspect.Parameter.empty]
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:
