@@ -218,8 +218,8 @@ def part_training(epochs: int = 4, pictures: int = 2000, widths: Sequence[int] =
     changes: dict[str, tuple[str, Callable[[nn.Module], nn.Module], tuple[Method, ...]]] = {
         "plain": ("resnet_digits", lambda m: m, ()),
         "p4, a quarter of the weights": (
-            "resnet_digits", lambda m: equivariant.equivariant(m, symmetric=True), ()),
-        "p4, as many weights": ("wide", lambda m: equivariant.equivariant(m, symmetric=True), ()),
+            "resnet_digits", lambda m: equivariant.equivariant(m, symmetric=True, fresh=True), ()),
+        "p4, as many weights": ("wide", lambda m: equivariant.equivariant(m, symmetric=True, fresh=True), ()),
         "CReLU, first half": ("resnet_digits", lambda m: crelu.pair(m, fresh=True, first=0.5), ()),
         **{
             f"branches: {block}": ("resnet_digits", lambda m: m, (Overparameterize(block, gamma=1.0),))

@@ -158,7 +158,7 @@ def equivariant(
     lr: Rate | None = None,
 ) -> Work:
     """The net that turns with its pictures, trained from where the baseline began."""
-    options: dict[str, Any] = {"group": group, "pool": pool, "symmetric": symmetric}
+    options: dict[str, Any] = {"group": group, "pool": pool, "symmetric": symmetric, "fresh": True}
     model = changed(work, lambda m: turns.plan(m, **options), True, epochs, images, lr)
     return finished_stage(work, f"{group} equivariant", model)
 

@@ -91,7 +91,7 @@ class ACDC(Matrix):
     """y = x A C D C⁻¹, A and D diagonal, C the cosine transform; several in a row (Moczulski 2015, 1511.05946).
 
     Between two, a fixed permutation and, with `relu`, the non-linearity, with which it is no matrix any more. 2 n depth
-    weights, n the longer side. It is not fitted to trained weights, so training begins anew; A and D should not decay.
+    weights, n the longer side. It is not fitted to trained weights, so training begins anew.
     The transform is a product with a constant matrix, which below about 2,000 columns is the quickest way on a
     processor: more multiply-adds than the layer it stands for, and hundreds of times fewer weights.
     """
@@ -104,7 +104,8 @@ class ACDC(Matrix):
         self.n, self.relu = max(outputs, inputs), bool(relu)
         depth = whole("acdc: depth", depth, 1, 4096)
         self.linear = depth == 1 or not self.relu
-        self.a, self.d = (nn.Parameter(torch.ones(depth, self.n)) for _ in range(2))
+        # vectors, so that optimizers which decay matrices leave them alone
+        self.a, self.d = (nn.ParameterList(torch.ones(self.n) for _ in range(depth)) for _ in range(2))
         random = torch.Generator().manual_seed(whole("acdc: seed", seed, 0, 2**32 - 1))
         orders = [torch.randperm(self.n, generator=random, device="cpu") for _ in range(depth - 1)]
         self.register_buffer("orders", torch.stack(orders) if orders else None)
@@ -116,18 +117,17 @@ class ACDC(Matrix):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, self.n - self.inputs))
-        for layer in range(len(self.a)):
+        for layer, (a, d) in enumerate(zip(self.a, self.d, strict=True)):
             if layer:
                 x = x[..., self.orders[layer - 1]]  # type: ignore[index]
                 x = F.relu(x) if self.relu else x
-            spectrum = F.linear(x * self.a[layer], self.cosines) * self.d[layer]
-            x = spectrum @ self.cosines
+            x = (F.linear(x * a, self.cosines) * d) @ self.cosines
         return x[..., : self.outputs]
 
     @torch.no_grad()
     def draw(self, size: float) -> None:
-        """Diagonals near 1, whatever the size; the last one carries it, where the result is a matrix."""
-        for parameter in (self.a, self.d):
+        """Diagonals near 1, whatever the size: what goes in comes out about as large."""
+        for parameter in self.parameters():
             parameter.normal_(1.0, ACDC_SPREAD)
 
     def extra_repr(self) -> str:

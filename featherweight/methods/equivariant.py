@@ -36,7 +36,9 @@ Pool = Literal["mean", "max"]
 
 
 @edit_kind
-def group_conv(layer: nn.Module, group: Group, lift: bool = False, symmetric: bool = False) -> nn.Module:
+def group_conv(
+    layer: nn.Module, group: Group, lift: bool = False, symmetric: bool = False, fresh: bool = False
+) -> nn.Module:
     """The convolution over fields; with `symmetric`, a stride becomes a mean before it."""
     conv = _convolution(layer)
     down = conv.stride[0] if symmetric else 1
@@ -47,7 +49,7 @@ def group_conv(layer: nn.Module, group: Group, lift: bool = False, symmetric: bo
     )  # fmt: skip
     new = _like(new, conv.weight)
     if has_values(conv.weight):
-        new.project(conv.weight.detach(), conv.bias)
+        new.project(conv.weight.detach(), conv.bias, fresh=fresh)
     return nn.Sequential(SymmetricMean(down), new) if down > 1 else new
 
 
@@ -87,14 +89,20 @@ def symmetric_pool(pool: nn.Module) -> nn.Module:
 
 
 def plan(
-    model: nn.Module, *, group: Group | Literal["none"] = "p4", pool: Pool = "mean", symmetric: bool = False
+    model: nn.Module,
+    *,
+    group: Group | Literal["none"] = "p4",
+    pool: Pool = "mean",
+    symmetric: bool = False,
+    fresh: bool = False,
 ) -> list[Edit]:
     """The edits that make every layer equivariant and the answer invariant; nothing is touched.
 
     The first convolution reads the picture; the first linear layer (or, in a net without, the last 1 x 1 convolution)
     gets one number of each field, by `pool`. symmetric: strides and overlapping pooling, which on maps of even size are
     off by a place when they are turned, become means and pooling that are not; else the answer is nearly invariant.
-    "none" changes nothing. Raises OptionError for a layer that has no such form, and names it.
+    fresh: of a net that is not trained yet; base filters are some of its own, not means of them, which would be
+    smaller. "none" changes nothing. Raises OptionError for a layer that has no such form, and names it.
     """
     if group == "none":
         return []
@@ -109,7 +117,8 @@ def plan(
         if path == last:
             edits.append(Edit(path, "invariant_layer", {**spec, "pool": pool}))
         elif path in convs:
-            edits.append(Edit(path, "group_conv", {**spec, "lift": path == next(iter(convs)), "symmetric": symmetric}))
+            options = {"lift": path == next(iter(convs)), "symmetric": symmetric, "fresh": fresh}
+            edits.append(Edit(path, "group_conv", {**spec, **options}))
         elif isinstance(module, nn.BatchNorm2d):
             edits.append(Edit(path, "group_norm", spec))
         elif symmetric and isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)) and module.kernel_size != module.stride:

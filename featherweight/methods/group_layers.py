@@ -114,10 +114,13 @@ class GroupConv2d(Compact):
         return F.conv2d(x, self.weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     @torch.no_grad()
-    def project(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Take the mean over the group of a plain kernel: the nearest one of this kind, and itself if it is one."""
+    def project(self, weight: Tensor, bias: Tensor | None, *, fresh: bool = False) -> None:
+        """Take the mean over the group of a plain kernel: the nearest one of this kind, and itself if it is one.
+
+        fresh: its first filter of each field instead; a mean of random ones would be smaller than each.
+        """
         grid = weight.unflatten(1, self.base.shape[1:3]).unflatten(0, (-1, self.order))  # (C' / |G|, h, C, k, ...)
-        terms = [turned(moved(grid[:, h], h), inverse(h)) for h in range(self.order)]
+        terms = [turned(moved(grid[:, h], h), inverse(h)) for h in range(1 if fresh else self.order)]
         self.base.copy_(torch.stack(terms).mean(0))
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias.unflatten(0, (-1, self.order)).mean(1))

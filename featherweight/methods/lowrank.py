@@ -20,11 +20,12 @@ from ..modes import evaluating
 from ..surgery import Edit, apply, submodule
 from ..train import Task
 from . import chains
-from .calibration import run_watched
+from .calibration import enough, run_watched
 from .plain import Layer, plain_layers
 from .ranks import By, Case, Ranks, choose
 from .refit import Moments
 
+MANY = 1 << 20  # calibration images, of which all are taken
 Conv = Literal["tucker", "spatial", "cp", "low_rank", "none"]
 Judge = Callable[[nn.Module, nn.Module, Tensor | None], bool]  # the layer, its factors, an input: are these better?
 
@@ -108,11 +109,12 @@ def factorize(
     """A copy of the model in factors; the options are those of `plan`.
 
     With `batches`, called as `task` says, linear layers and `low_rank` convolutions get the factors that change their
-    outputs on these least, which is not the same as changing their weights least.
+    outputs on these least, which is not the same as changing their weights least. Raises OptionError for fewer than
+    four images, Diverged for values that are not finite.
     """
     if (batches is None) != (task is None):
         raise OptionError("batches", "go with `task`, which says how the model is called on them; give both or none")
-    seen = None if batches is None or task is None else look(model, batches, task)
+    seen = None if batches is None or task is None else look(model, enough(batches, MANY), task)
     edits = plan(model, seen=seen, **options)
     new = apply(model, edits)
     for edit in edits:

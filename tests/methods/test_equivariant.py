@@ -28,7 +28,7 @@ from featherweight.methods.group_layers import (
     turned,
 )
 from featherweight.models import zoo
-from featherweight.surgery import edits_of
+from featherweight.surgery import Edit, apply, edits_of
 from featherweight.train import fit
 
 GROUPS = list(ORDER)
@@ -110,6 +110,21 @@ def test_the_projection_is_the_nearest_and_keeps_its_own() -> None:
     error = (other.weight - weight).square().sum()
     (gradient,) = torch.autograd.grad(error, other.base)
     assert float(gradient.abs().max()) < 1e-10
+
+
+def test_fresh_filters_are_as_large_as_the_nets_own_and_equivariant_ones_stay() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(32, 64, 3)
+    spread = [
+        float(apply(conv, [Edit("", "group_conv", {"group": "p4m", "fresh": fresh})]).base.std().detach())  # type: ignore[union-attr, operator]
+        for fresh in (False, True)
+    ]
+    assert spread[1] == pytest.approx(float(conv.weight.std().detach()), rel=0.05)
+    assert spread[0] == pytest.approx(spread[1] / 8**0.5, rel=0.1)
+    symmetric = GroupConv2d(16, 32, 3, group="p4m")
+    other = GroupConv2d(16, 32, 3, group="p4m")
+    other.project(symmetric.weight.detach(), None, fresh=True)
+    torch.testing.assert_close(other.base, symmetric.base)
 
 
 @pytest.mark.parametrize("size", [8, 9])

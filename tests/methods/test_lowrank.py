@@ -13,7 +13,7 @@ from families import FAMILIES, IMAGES, PLAIN, Images
 from torch import Tensor, nn
 
 from featherweight import artifact, surgery
-from featherweight.errors import InputError, OptionError
+from featherweight.errors import Diverged, InputError, OptionError
 from featherweight.layers import Factors
 from featherweight.methods import lowrank
 from featherweight.methods.chains import by_outputs
@@ -215,6 +215,14 @@ def test_wrong_options_are_said_before_anything_is_done(options: dict[str, Any],
         lowrank.factorize(Net(), **options)
     with pytest.raises(LookupError, match="no linear or ungrouped 2d convolution layer left"):
         lowrank.plan(nn.Sequential(nn.ReLU()))
+
+
+def test_too_few_or_broken_calibration_pictures_are_said() -> None:
+    model = PLAIN.make()
+    with pytest.raises(OptionError, match="2 images are too few"):
+        lowrank.factorize(model, batches=[{"image": IMAGES}], task=PLAIN.task)
+    with pytest.raises(Diverged, match="not finite"):
+        lowrank.factorize(model, batches=[{"image": IMAGES.repeat(2, 1, 1, 1) / 0}], task=PLAIN.task)
 
 
 def test_loading_works_out_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
