@@ -13,7 +13,7 @@ from . import official
 from .methods import deit, dynamicvit, grouping, mixed_depth, prune, quantize, recursion, tome
 from .methods.fuse import fuse
 from .methods.widths import narrow_heads_and_tokens
-from .surgery import apply
+from .surgery import apply, replaying
 from .tasks.detection.answers import head_paths
 
 if TYPE_CHECKING:
@@ -28,8 +28,14 @@ def some(options: Options, *names: str) -> dict[str, Any]:
 
 
 def planned(module: Any, *names: str) -> Callable[[Outline, Options], Outline]:
-    """The outline after a method's edits, which depend on these of the step's options."""
-    return lambda outline, options: outline.changed(lambda m: apply(m, module.plan(m, **some(options, *names))))
+    """The outline after a method's edits, which depend on these of the step's options; no number is worked out."""
+
+    def change(model: nn.Module, options: Options) -> nn.Module:
+        edits = module.plan(model, **some(options, *names))
+        with replaying():
+            return apply(model, edits)
+
+    return lambda outline, options: outline.changed(lambda m: change(m, options))
 
 
 def distilled(outline: Outline, options: Options) -> Outline:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from torch import nn
@@ -31,15 +31,15 @@ from .methods import adaround as rounding
 from .methods import dynamic_int8, weight_only
 from .methods import half as halves
 from .methods import mixed_precision as mixing
+from .methods import qat as learning
 from .methods.binary import Binary, How
+from .methods.calibration import left_float
 from .methods.distill import Distill
 from .methods.equalize import equalize as equal_ranges
 from .methods.qat import QAT
-from .methods.qat import plan as trained_bits
 from .methods.quantize import quantize as to_int8
 from .methods.smooth import smooth as smoothed
 from .recipe import Count, Epochs, Rate
-from .surgery import Edit, apply, replaying
 from .tasks.detection.answers import Answers, head_paths
 from .work import Work, current, finished_stage
 
@@ -63,19 +63,6 @@ INTEGERS = also(
 MOVES = {CODEBOOK: "weights are scaled, channel by channel"}
 
 
-def _outlined(plan: Callable[..., list[Edit]], *names: str, estimated: bool = False) -> Any:
-    """The outline after the edits of a plan with these of the step's options; no number is worked out."""
-
-    def outline(before: Any, options: Mapping[str, Any]) -> Any:
-        def change(model: nn.Module) -> nn.Module:
-            with replaying():
-                return apply(model, plan(model, **outlines.some(options, *names)))
-
-        return before.changed(change, estimated=estimated)
-
-    return outline
-
-
 @composes(INTEGERS, marks={"int8": also(INTEGERS, needs={})}, outline=outlines.integers)
 def quantize(
     work: Work,
@@ -97,29 +84,29 @@ def quantize(
     options: dict[str, Any] = {"bits": bits, "observer": observer, "calibration_images": calibration_images}
     options |= {"bias_correction": bias_correction, "reduce_range": reduce_range, "skip": kept}
     seen = _calibration(work, calibration_images)
-    return finished_stage(work, "int8", work.once("model", lambda: to_int8(before, seen, _task(work), **options)))
+    return _done(work, "int8", work.once("model", lambda: to_int8(before, seen, _task(work), **options)))
 
 
-@composes(FEW, marks={"half": also(FEW, needs={})}, outline=_outlined(halves.plan, "dtype", "skip"))
+@composes(FEW, marks={"half": also(FEW, needs={})}, outline=outlines.planned(halves, "dtype", "skip"))
 def half(work: Work, *, dtype: Literal["float16", "bfloat16"] = "float16", skip: Sequence[str] = ()) -> Work:
     """Weights in 16 bits: half the file."""
     before = current(work)
     model = work.once("model", lambda: halves.to_half(before, dtype=dtype, skip=skip))
-    return finished_stage(work, dtype, model)
+    return _done(work, dtype, model)
 
 
-@composes(FEW, marks={"dynamic_int8": also(FEW, needs={})}, outline=_outlined(dynamic_int8.plan, "skip"))
+@composes(FEW, marks={"dynamic_int8": also(FEW, needs={})}, outline=outlines.planned(dynamic_int8, "skip"))
 def quantize_dynamic(work: Work, *, skip: Sequence[str] = ()) -> Work:
     """Linear layers in 8 bits, whose inputs are rounded by the range they have at that moment; no calibration."""
     before = current(work)
     model = work.once("model", lambda: dynamic_int8.quantize_dynamic(before, skip=skip))
-    return finished_stage(work, "int8, dynamic", model)
+    return _done(work, "int8, dynamic", model)
 
 
 @composes(
     FEW,
     marks={"packed": also(FEW, needs={})},
-    outline=_outlined(weight_only.plan, "weights", "group", "ends", "skip"),
+    outline=outlines.planned(weight_only, "weights", "group", "ends", "skip"),
 )
 def quantize_weights(
     work: Work,
@@ -143,7 +130,7 @@ def quantize_weights(
                                  **known)  # fmt: skip
 
     title = f"{weights} weights" + (", AdaRound" if adaround else "")
-    return finished_stage(work, title, work.once("model", make))
+    return _done(work, title, work.once("model", make))
 
 
 @composes(
@@ -170,7 +157,7 @@ def smooth(work: Work, *, alpha: Ratio = 0.5, calibration_images: Count = 128) -
     return finished_stage(work, f"smoothed ({alpha:g})", model)
 
 
-@composes(INTEGERS, outline=_outlined(trained_bits, "weights", "activations", "ends", "skip", estimated=True))
+@composes(INTEGERS, outline=outlines.planned(learning, "weights", "activations", "ends", "skip"))
 def qat(
     work: Work,
     *,
@@ -195,7 +182,7 @@ def qat(
     method = QAT(_task(work), seen, **known)
     model = work.once("model", lambda: trained(work, before, _taught(work, before, method), epochs, images, lr))
     inputs = "float" if activations is None else f"int{activations}"
-    return finished_stage(work, f"{weights} weights, {inputs} activations, trained", model)
+    return _done(work, f"{weights} weights, {inputs} activations, trained", model)
 
 
 @composes(also(FEW, breaks={NORM_LAYERS: "some stand inside the binary layers"}), marks={"binary": also(FEW, needs={})})
@@ -214,7 +201,7 @@ def binarize(
     example = next(iter(_calibration(work, 2)))["image"]
     method = Binary(how, _task(work), example, tuple(skip), stochastic)
     model = work.once("model", lambda: trained(work, before, _taught(work, before, method), epochs, images, lr))
-    return finished_stage(work, f"binary ({how})", model)
+    return _done(work, f"binary ({how})", model)
 
 
 @composes(FEW)
@@ -237,7 +224,7 @@ def mixed_precision(
         known: dict[str, Any] = {"choices": choices, "skip": skip, "calibration_images": calibration_images}
         return mixing.mixed_precision(before, seen, _task(work), **budget, **known)
 
-    return finished_stage(work, "mixed precision", work.once("model", make))
+    return _done(work, "mixed precision", work.once("model", make))
 
 
 @composes(Effect(needs={MODEL: "", FLOATS: "NNCF rounds them itself"}))
@@ -269,6 +256,15 @@ def quantize_openvino(
     row = work.once_data("nncf", make)
     work.tell({"event": "export", **row})
     return work
+
+
+def _done(work: Work, title: str, model: nn.Module) -> Work:
+    """The stage, and a note of layers that no step here rounds."""
+    left = left_float(model)
+    if left:
+        text = ", ".join(f"{count} {name}" for name, count in left.items())
+        work.tell({"event": "note", "text": f"{work.step}: stays in float: {text}"})
+    return finished_stage(work, title, model)
 
 
 def bytes_of(size: str) -> int:

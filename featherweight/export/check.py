@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 import featherweight
 from featherweight.errors import OptionError
+from featherweight.methods.binary import BinaryInputs
+from featherweight.methods.dynamic_int8 import DynamicLinear
 from featherweight.methods.int8 import Quantizer
 from featherweight.methods.token_scores import all_sparse
 from featherweight.methods.tome import MergingBlocks
@@ -24,6 +26,7 @@ from featherweight.runtime.parity import Parity, compare
 from featherweight.runtime.preprocess import Preprocess
 from featherweight.runtime.session import Session
 
+ROUNDING = (Quantizer, DynamicLinear, BinaryInputs)  # layers for which the last bits may decide
 NEAR_TIES_DB = 35.0  # where tokens are chosen, two whose scores differ in the last bit may change places
 
 
@@ -80,13 +83,13 @@ def _json(value: Any) -> str:
 
 @contextmanager
 def rounding_noise(model: nn.Module, *, size: float = 1e-6) -> Iterator[None]:
-    """While inside, what 8-bit layers get is moved in its last bits, as another order of sums would move it."""
+    """While inside, what layers that round get is moved in its last bits, as another order of sums would move it."""
     random = torch.Generator().manual_seed(0)
 
     def move(_layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (args[0] * (1 + size * torch.randn(args[0].shape, generator=random)), *args[1:])
 
-    hooks = [layer.register_forward_pre_hook(move) for layer in model.modules() if isinstance(layer, Quantizer)]
+    hooks = [layer.register_forward_pre_hook(move) for layer in model.modules() if isinstance(layer, ROUNDING)]
     try:
         yield
     finally:
@@ -95,8 +98,8 @@ def rounding_noise(model: nn.Module, *, size: float = 1e-6) -> Iterator[None]:
 
 
 def floor(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], task: Calls | None = None) -> Parity | None:
-    """A quantized model compared with itself under rounding noise; None for a model without 8-bit layers."""
-    if not any(isinstance(layer, Quantizer) for layer in model.modules()):
+    """A model that rounds compared with itself under rounding noise; None for one that computes in float alone."""
+    if not any(isinstance(layer, ROUNDING) for layer in model.modules()):
         return None
     batches = tuple(batches)
     expected = _answers(model, batches, task or Plain())
@@ -106,7 +109,7 @@ def floor(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], task: Calls
 
 def least_snr_db(model: nn.Module) -> float | None:
     """The limit for a float model that drops or merges tokens; None where that of the arithmetic is right."""
-    rounded = any(isinstance(layer, Quantizer) for layer in model.modules())
+    rounded = any(isinstance(layer, ROUNDING) for layer in model.modules())
     chooses = bool(all_sparse(model)) or any(isinstance(layer, MergingBlocks) for layer in model.modules())
     return NEAR_TIES_DB if chooses and not rounded else None
 

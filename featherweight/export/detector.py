@@ -24,12 +24,11 @@ from torch import Tensor, nn
 import featherweight
 from featherweight.errors import CheckFailed, OptionError, closest
 from featherweight.export import suppression
-from featherweight.export.check import Exported, rounding_noise
+from featherweight.export.check import ROUNDING, Exported, rounding_noise
 from featherweight.export.graph import OPSET
 from featherweight.export.translate import translate
 from featherweight.files import publish
 from featherweight.methods.fuse import fuse
-from featherweight.methods.int8 import Quantizer
 from featherweight.modes import evaluating
 from featherweight.runtime.nms import DETECTIONS, PREDICTIONS, THRESHOLDS, Nms, by_image, thresholds
 from featherweight.runtime.parity import Parity, check, snr_db
@@ -120,7 +119,7 @@ def checked(
     elif min_snr_db is None and half and found.dtype == "float32":
         min_snr_db = HALF_DB
     floor = None
-    if any(isinstance(layer, Quantizer) for layer in model.modules()):
+    if any(isinstance(layer, ROUNDING) for layer in model.modules()):
         expected = answers(model, images, raw=form.name == "raw")
         with rounding_noise(model):
             moved = answers(model, images, raw=form.name == "raw")

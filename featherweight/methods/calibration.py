@@ -42,6 +42,16 @@ def selected(model: nn.Module, skip: Sequence[str] = ()) -> dict[str, nn.Linear 
     return kept
 
 
+def left_float(model: nn.Module) -> dict[str, int]:
+    """How many layers of each class have a float weight that no method here rounds: embeddings, other convolutions."""
+    found: dict[str, int] = {}
+    for module in model.modules():
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
+        if weight is not None and weight.ndim > 1 and not isinstance(module, (nn.Linear, nn.Conv2d)):
+            found[type(module).__name__] = found.get(type(module).__name__, 0) + 1
+    return found
+
+
 def quantizable(module: nn.Module) -> bool:
     """A linear or convolution layer that computes what its name says, unlike a subclass with its own forward."""
     forward = type(module).forward

@@ -7,7 +7,7 @@ has no answers here, which costs speed and never correctness.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from ..errors import OptionError
 from ..surgery import edit_kind, put, submodule
 
+Example = Tensor | Mapping[str, Tensor]  # pictures, or a batch as the task takes it
 # Operators that leave a picture a picture, in place or not
 # fmt: off
 _THROUGH = {
@@ -38,7 +39,7 @@ class Flow:
     rounded: set[str] = field(default_factory=set)  # convolutions whose output should be rounded too
 
 
-def look(model: nn.Module, images: Tensor, task: Any) -> Flow:
+def look(model: nn.Module, images: Example, task: Any) -> Flow:
     """The flow of a model in evaluation mode. Nothing is found where torch.export gives up."""
 
     traced = _traced(model, images, task)
@@ -58,7 +59,7 @@ class Link:
     clip: str = ""  # the ReLU6 between them, where there is one
 
 
-def links(model: nn.Module, images: Tensor, task: Any) -> list[Link]:
+def links(model: nn.Module, images: Example, task: Any) -> list[Link]:
     """Pairs of convolutions with nothing, ReLU or ReLU6 between them; batch norms must have been folded before."""
     traced = _traced(model, images, task)
     if traced is None:
@@ -78,7 +79,7 @@ def links(model: nn.Module, images: Tensor, task: Any) -> list[Link]:
     return found
 
 
-def readers(model: nn.Module, images: Tensor, task: Any) -> dict[str, list[str]]:
+def readers(model: nn.Module, images: Example, task: Any) -> dict[str, list[str]]:
     """Layer norm -> the linear layers that read its output, where nothing else does."""
     traced = _traced(model, images, task)
     if traced is None:
@@ -91,7 +92,7 @@ def readers(model: nn.Module, images: Tensor, task: Any) -> dict[str, list[str]]
     return found
 
 
-def _traced(model: nn.Module, images: Tensor, task: Any) -> tuple[fx.Graph, dict[str, str]] | None:
+def _traced(model: nn.Module, example: Example, task: Any) -> tuple[fx.Graph, dict[str, str]] | None:
     """The graph of the model in evaluation mode, and what each of its inputs is; None where torch.export gives up."""
 
     class Called(nn.Module):
@@ -99,12 +100,13 @@ def _traced(model: nn.Module, images: Tensor, task: Any) -> tuple[fx.Graph, dict
             super().__init__()
             self.model = model
 
-        def forward(self, images: Tensor) -> Any:
-            return task.forward(self.model, {"image": images})
+        def forward(self, batch: dict[str, Tensor]) -> Any:
+            return task.forward(self.model, batch)
 
+    batch = {"image": example} if isinstance(example, Tensor) else dict(example)
     try:
         with torch.no_grad():
-            program = torch.export.export(Called().eval(), (images,))
+            program = torch.export.export(Called().eval(), (batch,))
     except Exception:  # noqa: BLE001  it has no common base for what stops it
         return None
     names = {spec.arg.name: spec.target or "" for spec in program.graph_signature.input_specs}

@@ -42,7 +42,7 @@ def smooth(
         raise OptionError("alpha", f"{alpha!r} is not in 0..1; 0.5 shares the difficulty evenly")
     images = enough(batches, calibration_images)
     with evaluating(model), torch.no_grad():
-        found = readers(model, images[0]["image"][:2], task)
+        found = readers(model, {name: value[:2] for name, value in images[0].items()}, task)
         pairs = {norm: layers for norm, layers in found.items() if _plain(model, norm, layers)}
         if not pairs:
             raise LookupError(f"{type(model).__name__} has no layer norm that only linear layers read")

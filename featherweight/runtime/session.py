@@ -164,7 +164,7 @@ def _onnxruntime(path: Path, threads: int, precision: str) -> Session:
         outputs=outputs,
         metadata=dict(session.get_modelmeta().custom_metadata_map),
         backend="onnxruntime",
-        dtype="int8" if b"DequantizeLinear" in data else "float32",
+        dtype="int8" if b"DequantizeLinear" in data or b"MatMulInteger" in data else "float32",
         threads=threads,
     )
 
