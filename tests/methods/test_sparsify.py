@@ -16,6 +16,7 @@ from featherweight.errors import OptionError
 from featherweight.methods import gradual, iterative, masks, sparse_choice, sparsify
 from featherweight.methods.gradual import GradualPruning
 from featherweight.methods.masks import KeepMasks, masks_of, sparsity
+from featherweight.methods.qat import QAT
 from featherweight.methods.sparse_choice import Pattern
 from featherweight.methods.weight_scores import scores
 from featherweight.optim import sgd
@@ -387,3 +388,18 @@ def test_pattern_of_text() -> None:
     assert Pattern.of_text("4x1") == Pattern(4, 1)
     assert Pattern.of_text("2:4") == Pattern(keep=2, of=4)
     assert gradual.GradualPruning(pattern="4x1").pattern == "4x1"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_zeros_stay_zeros_in_integers(first: bool, tmp_path: Path) -> None:
+    """Pruned before or while it learns its rounding: the codes of what is gone are zero."""
+    family = FAMILIES["ours"]
+    rounding = QAT(family.task, list(Images().epoch(0)), activations=None)
+    model = sparsify.sparsify(family.make(), sparsity=0.7) if first else family.make()
+    method = KeepMasks() if first else GradualPruning(0.7, scope="layer", updates=2)
+    new = fit(model, Images(), family.task, methods=[method, rounding])
+    codes = [tensor for tensor in new.state_dict().values() if tensor.dtype == torch.int8]
+    zeros = sum(int((code == 0).sum()) for code in codes) / sum(code.numel() for code in codes)
+    assert 0.69 < zeros < 0.8
+    loaded = artifact.load(artifact.save(new, tmp_path), base=family.base())
+    assert torch.equal(family.logits(loaded), family.logits(new))
