@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convs import fused, shell, with_values
+from ..errors import OptionError
 
 
 class ImplicitAdd(nn.Module):
@@ -119,6 +120,10 @@ def _(head: Detect) -> nn.Module | None:
     """Implicit vectors go into the convolutions, the added one first; auxiliary branches go. Anchors stay."""
     if not head.ia and not head.m2:
         return None
+    other = next((type(conv).__name__ for conv in head.m if not isinstance(conv, nn.Conv2d)), "")
+    if other and head.ia:
+        text = f"a {other} stands for the head's convolutions, where implicit vectors cannot go: fuse first, or skip it"
+        raise OptionError("fuse", text)
     new = shell(head)
     new.ia, new.im, new.m2 = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
     convs: list[nn.Module] = list(head.m)

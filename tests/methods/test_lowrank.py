@@ -263,3 +263,22 @@ def test_norms_fold_into_the_last_factor() -> None:
     assert len(all_of(fused, Factors)) == len(all_of(new, Factors)) == 4
     assert not all_of(fused, nn.BatchNorm2d) or set(all_of(fused, nn.BatchNorm2d)) == {"2.rbr_identity"}
     torch.testing.assert_close(fused(IMAGE), new(IMAGE), atol=1e-4, rtol=0)
+
+
+def test_a_detector_is_fused_before_its_head_is_factored_or_its_head_is_skipped() -> None:
+    from featherweight.methods.fuse import difference, fuse
+    from featherweight.models import zoo
+
+    graph = "C8/3s2 C8/3s2 C16/3s2 C16/3s2 Rep16 C16/3s2 Detect<2,3,4,5"
+    anchors = [[5, 6, 7, 8]] * 4
+    told: dict[str, Any] = {"variant": "custom", "graph": graph, "anchors": anchors, "num_classes": 3}
+    model = zoo.create("yolov7", form="training", **told).eval()
+    image = torch.rand(1, 3, 64, 64)
+    options: dict[str, Any] = {"ranks": "share", "keep": 0.3}
+    with pytest.raises(OptionError, match="a Factors stands for the head's convolutions.* fuse first, or skip it"):
+        fuse(lowrank.factorize(model, **options), image)
+    new = lowrank.factorize(model, skip=["model.6"], **options)
+    assert len(all_of(fuse(new, image), Factors)) == len(all_of(new, Factors)) >= 5
+    deployed = lowrank.factorize(fuse(model, image), **options)
+    assert len(all_of(deployed, Factors)) > 5
+    assert difference(deployed, deployed, image) == 0
