@@ -275,7 +275,7 @@ def test_a_detector_is_fused_before_its_head_is_factored_or_its_head_is_skipped(
     model = zoo.create("yolov7", form="training", **told).eval()
     image = torch.rand(1, 3, 64, 64)
     options: dict[str, Any] = {"ranks": "share", "keep": 0.3}
-    with pytest.raises(OptionError, match="a Factors stands for the head's convolutions.* fuse first, or skip it"):
+    with pytest.raises(OptionError, match=r"a Factors stands for the head's convolutions.* fuse first, or skip it"):
         fuse(lowrank.factorize(model, **options), image)
     new = lowrank.factorize(model, skip=["model.6"], **options)
     assert len(all_of(fuse(new, image), Factors)) == len(all_of(new, Factors)) >= 5
