@@ -152,6 +152,8 @@ HF_DISTILBERT = replace(
     num_heads="n_heads",
     widths=("dim",),
 )
+HF_ROBERTA = replace(HF_BERT, blocks="roberta.encoder.layer")
+HF_ELECTRA = replace(HF_BERT, blocks="electra.encoder.layer")
 
 _BY_CLASS: dict[type[nn.Module], Anatomy] = {}
 _BY_PLACE = {  # module and class name -> record
@@ -162,6 +164,14 @@ _BY_PLACE = {  # module and class name -> record
     ("transformers.models.vit.modeling_vit", "ViTForImageClassification"): HF_VIT,
     ("transformers.models.bert.modeling_bert", "BertForSequenceClassification"): HF_BERT,
     ("transformers.models.distilbert.modeling_distilbert", "DistilBertForSequenceClassification"): HF_DISTILBERT,
+    ("transformers.models.roberta.modeling_roberta", "RobertaForSequenceClassification"): HF_ROBERTA,
+    ("transformers.models.xlm_roberta.modeling_xlm_roberta", "XLMRobertaForSequenceClassification"): HF_ROBERTA,
+    ("transformers.models.electra.modeling_electra", "ElectraForSequenceClassification"): HF_ELECTRA,
+}
+_BY_PLACE |= {  # the same bodies with a head for questions
+    (place, name.replace("SequenceClassification", "QuestionAnswering")): replace(record, head="qa_outputs")
+    for (place, name), record in _BY_PLACE.items()
+    if name.endswith("ForSequenceClassification")
 }
 
 

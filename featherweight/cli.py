@@ -24,6 +24,7 @@ from featherweight import (
     cli_plot,
     cli_predict,
     cli_run,
+    cli_text,
     cli_use,
     console,
 )
@@ -35,8 +36,8 @@ GLOBALS = {
 }  # fmt: skip
 EXTRAS = {  # module -> the extra that brings it
     "torch": "torch", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino",
-    "timm": "timm", "torchvision": "timm", "transformers": "text", "pyarrow": "parquet", "sklearn": "demo",
-    "skimage": "demo", "faster_coco_eval": "detection",
+    "timm": "timm", "torchvision": "timm", "transformers": "text", "tokenizers": "text", "huggingface_hub": "text",
+    "pyarrow": "parquet", "sklearn": "demo", "skimage": "demo", "faster_coco_eval": "detection",
 }  # fmt: skip
 PAIR = re.compile(r"([A-Za-z][\w.\[\]-]*)=(.*)", re.DOTALL)
 HELP = "Make a vision model small and fast, and prove it."
@@ -47,6 +48,7 @@ VERBS: tuple[Callable[..., int], ...] = (
     *cli_run.VERBS,
     *cli_predict.VERBS,
     *cli_use.VERBS,
+    *cli_text.VERBS,
     *cli_convert.VERBS,
     *cli_plot.VERBS,
     *cli_explain.VERBS,

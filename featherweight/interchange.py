@@ -7,6 +7,7 @@ out, factors, codebooks and integers are not: such a folder is ours alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,72 @@ import torch
 from torch import nn
 
 from .anatomy import anatomy_of, blocks_of
-from .files import publish_json
+from .files import publish, publish_json
 from .models.pretrained import CONFIG, base_of, build, task_of, tokens_of
 from .modes import evaluating
 from .runtime.tokens import Tokens
-from .surgery import submodule
+from .surgery import edits_of, submodule
+
+CARD, OURS = "README.md", "library_name: featherweight"
+CALLS = {
+    "text-classification": 'model(["A warm and funny film.", "这部电影很好看。"])',
+    "question-answering": 'model(question="Who built the tower?", context="The tower was built by Ada.")',
+}
+TRANSFORMERS = {
+    "text-classification": 'pipeline("text-classification", "path/to/this/folder")("A warm and funny film.")',
+    "question-answering": 'AutoModelForQuestionAnswering.from_pretrained("path/to/this/folder")',
+}
 
 
 def write_beside(model: nn.Module, folder: Path) -> None:
     """What a text model's folder holds for other libraries: tokenizer.json, and config.json where it can have one."""
     if (told := tokens_of(model)) is not None:
         Tokens.from_metadata(told, folder).save(folder)
-    if task_of(model) is not None and not write_config(model, folder):
+    if task_of(model) is None:
+        return
+    alone = write_config(model, folder)
+    if not alone:
         (folder / CONFIG).unlink(missing_ok=True)  # of a model that was here before
+    place = folder / CARD
+    if not place.exists() or OURS in place.read_text(encoding="utf-8", errors="replace"):
+        publish(place, card(model, alone=alone).encode())
+
+
+def card(model: nn.Module, *, alone: bool) -> str:
+    """The model card: what it is, what was done to it, and the lines that run it. alone: without us, too."""
+    task = task_of(model) or ""
+    kinds = Counter(edit.kind for edit in edits_of(model))
+    done = ", ".join(f"{kind} ({count})" for kind, count in kinds.items()) or "nothing"
+    count = sum(tensor.numel() for tensor in model.state_dict().values())
+    call = CALLS[task]
+    theirs = f"""
+Plain transformers runs it too:
+
+```python
+from transformers import {"pipeline" if task == "text-classification" else "AutoModelForQuestionAnswering"}
+
+{TRANSFORMERS[task]}
+```
+"""
+    return f"""---
+{OURS}
+pipeline_tag: {task}
+tags: [featherweight, compression]
+---
+
+# {type(model).__name__}
+
+- Task: {task}
+- Numbers stored: {count:,}
+- Changed: {done}
+
+```python
+from featherweight import pipeline
+
+model = pipeline("{task}", "path/to/this/folder")
+{call}
+```
+{theirs if alone else ""}"""
 
 
 def write_config(model: nn.Module, folder: Path) -> bool:
@@ -56,7 +110,8 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _fitted(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """The numbers of a config as the model's own layers say them."""
-    found = dict(config)
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)  # type: ignore[operator]
+    found = {**config, **({"vocab_size": int(rows)} if rows is not None else {})}
     try:
         anatomy, blocks = anatomy_of(model), list(blocks_of(model).values())
         widths = {int(submodule(block, anatomy.mlp[0]).out_features) for block in blocks}  # type: ignore[arg-type]

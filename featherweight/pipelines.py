@@ -54,7 +54,7 @@ def pipeline(
         _check_task(named)
     if model is None:
         raise OptionError("model", "is missing: name a folder, a run or an exported file; nothing is downloaded")
-    opening = {key: kwargs.pop(key) for key in ("classes", "preprocess", "arch") if key in kwargs}
+    opening: dict[str, Any] = {key: kwargs.pop(key) for key in ("classes", "preprocess", "arch") if key in kwargs}
     _check_options(kwargs, [TASKS[named]] if named else list(TASKS.values()))
     check_batch_size(batch_size)
     opening |= {"backend": backend, "device": device, "threads": threads}

@@ -118,6 +118,7 @@ HOUSE = (
         "cli",
         "cli_run",
         "cli_use",
+        "cli_text",
         "cli_predict",
         "cli_look",
         "cli_data",

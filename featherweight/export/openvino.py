@@ -102,6 +102,7 @@ def export_text(
         lowest = 50.0 if half and min_snr_db is None else min_snr_db
         found = text.checked(model, session, tokens, texts, min_agreement=min_agreement, min_snr_db=lowest)
         weights, graph = unchecked.with_suffix(".bin").read_bytes(), unchecked.read_bytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
     return _published(path, weights, graph, found)
 
 

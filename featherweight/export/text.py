@@ -26,9 +26,10 @@ from featherweight.export.check import Exported, describe, floor, least_snr_db
 from featherweight.export.graph import OPSET
 from featherweight.export.onnx import graph_of
 from featherweight.files import publish
+from featherweight.methods.dynamic_int8 import DynamicLinear
 from featherweight.models import pretrained
 from featherweight.modes import evaluating
-from featherweight.runtime.parity import Parity, check, compare
+from featherweight.runtime.parity import LIMITS, Parity, check, compare
 from featherweight.runtime.session import Session, open_session
 from featherweight.runtime.tokens import METADATA, Tokens, missing_tokenizer
 
@@ -99,13 +100,14 @@ def export(
         raise OptionError("task", f"of {type(model).__name__} is not known; give one of {', '.join(OUTPUTS)}")
     labels = () if task != "text-classification" else tuple(classes) or pretrained.labels_of(model)
     function = pretrained.function_of(model)
-    told = describe(task=task, classes=labels, **({"function": function} if function else {}), **(metadata or {}))
+    told = {**describe(task=task, classes=labels), **({"function": function} if function else {}), **(metadata or {})}
     data = to_bytes(model, tokens, task=task, metadata={**told, METADATA: tokens.to_metadata()})
     with tempfile.TemporaryDirectory() as folder:
         unchecked = Path(folder, "model.onnx")
         unchecked.write_bytes(data)
         session = open_session(unchecked, backend="onnxruntime")
         found = checked(model, session, tokens, texts, min_agreement=min_agreement, min_snr_db=min_snr_db)
+    path.parent.mkdir(parents=True, exist_ok=True)
     publish(path, data)
     return Exported(path, found.max_abs_difference, OPSET, len(data), found)
 
@@ -154,8 +156,14 @@ def checked(
         expected = np.concatenate([call.forward(model, batch).float().cpu().numpy() for batch in batches])
     got = np.concatenate([_answers(session, call, batch) for batch in batches])
     found = compare(expected, got, backend=session.backend, dtype=session.dtype)
-    least = least_snr_db(model) if min_snr_db is None else min_snr_db
+    least = _least(model) if min_snr_db is None else min_snr_db
     return check(found, floor=floor(model, batches, call), min_agreement=min_agreement, min_snr_db=least)
+
+
+def _least(model: nn.Module) -> float | None:
+    """The limit of a model that rounds by the range of the moment: a value may fall to either side of a step."""
+    rounds = any(isinstance(layer, DynamicLinear) for layer in model.modules())
+    return LIMITS["int8"][1] if rounds else least_snr_db(model)
 
 
 def _answers(session: Session, call: Call, batch: Mapping[str, Tensor]) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ from . import (  # isort: skip
     dkd, drop_blocks, dynamic_int8, dynamicvit, equalize, equivariant, fitnets, fuse, gradual, grouping, half,
     lowrank, mean_teacher, minilm, mixed_depth, mixed_precision, mutual, one, overparameterize, prune, qat,
     quantize, recursion, repair, rkd, sensitivity, share, similarity, smooth, soup, sparsify, structured, swa,
-    tinybert, token_labelling, tome, weight_only, write_out,
+    tinybert, token_labelling, tome, vocabulary, weight_only, write_out,
 )  # fmt: skip
 from . import iterative, masks, narrow, slimming, widths  # noqa: F401  # isort: skip  (on the cards of others)
 
@@ -17,5 +17,5 @@ __all__ = [
     "fitnets", "fuse", "gradual", "grouping", "half", "lowrank", "mean_teacher", "minilm", "mixed_depth",
     "mixed_precision", "mutual", "one", "overparameterize", "prune", "qat", "quantize", "recursion", "repair",
     "rkd", "sensitivity", "share", "similarity", "smooth", "soup", "sparsify", "structured", "swa", "tinybert",
-    "token_labelling", "tome", "weight_only", "write_out",
+    "token_labelling", "tome", "vocabulary", "weight_only", "write_out",
 ]  # fmt: skip

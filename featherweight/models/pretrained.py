@@ -7,8 +7,9 @@ numbers are bounded, and no code of a folder is run. Not here: running them (`ru
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,10 @@ def load(folder: Path, *, task: str) -> nn.Module:
         text = "has no weights as .safetensors; pickled ones are not read: save it again with transformers"
         raise InputError(folder, "missing", text)
     try:
-        model = made.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="auto"
-        )
+        with _quiet(transformers):
+            model = made.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="auto"
+            )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(folder, "corrupt", f"transformers cannot load it: {_gist(error)}") from None
     return model.eval()  # type: ignore[no-any-return]
@@ -151,6 +153,18 @@ def take_note(model: nn.Module, note: Mapping[str, Any]) -> None:
 def tokens_of(model: nn.Module) -> str | None:
     """The tokenizer that a model carries, as `Tokens.to_metadata` writes it."""
     return getattr(model, _TOKENS, None)
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """While inside, the library draws no bars of progress."""
+    shows = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def _library(what: str) -> Any:

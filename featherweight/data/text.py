@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sentences with labels and questions with answers, from the files they come in, as batches that `fit` takes.
+
+Sentences: "label sentence" or "sentence<tab>label" a line, .tsv and .csv with a header, .jsonl. Questions: JSON as of
+SQuAD.
+Batches are padded to their longest text; the order is a function of the seed and the epoch alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featherweight.doors import json as strict_json
+from featherweight.doors import read_input, text_of
+from featherweight.errors import InputError, OptionError
+from featherweight.runtime.tokens import Tokens
+from featherweight.runtime.wordpiece import Encoding
+
+MAX_BYTES = 1 << 30
+TEXTS, LABELS = ("text", "sentence", "review"), ("label", "labels", "sentiment")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Texts and the numbers of their labels."""
+
+    texts: tuple[str, ...]
+    labels: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question on a paragraph, with its right answers and where in the paragraph each begins."""
+
+    question: str
+    context: str
+    answers: tuple[str, ...]
+    starts: tuple[int, ...]
+
+
+def sentences(path: str | Path) -> Labelled:
+    """The labelled texts of a file. InputError for a file that is not UTF-8, has no labels or none of these forms."""
+    path = Path(path)
+    content = text_of(read_input(path, max_bytes=MAX_BYTES), path)
+    rows = _rows(content, path)
+    if not rows:
+        raise InputError(path, "empty", "has no labelled texts")
+    names = sorted({label for _, label in rows}, key=lambda name: (len(name), name))
+    return Labelled(tuple(text for text, _ in rows), tuple(names.index(label) for _, label in rows), tuple(names))
+
+
+def _rows(content: str, path: Path) -> list[tuple[str, str]]:
+    """(text, label) of each line."""
+    lines = [(number, line) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
+    if path.suffix == ".jsonl":
+        return [_named(strict_json.parse(line, f"{path} line {number}"), path, number) for number, line in lines]
+    if path.suffix in (".csv", ".tsv"):
+        table = csv.DictReader(io.StringIO(content), delimiter="," if path.suffix == ".csv" else "\t")
+        return [_named(row, path, number) for number, row in enumerate(table, 2)]
+    return [_plain(line.strip("\r"), path, number) for number, line in lines]
+
+
+def _named(row: Any, path: Path, number: int) -> tuple[str, str]:
+    text = next((row[key] for key in TEXTS if key in row), None) if isinstance(row, dict) else None
+    label = next((row[key] for key in LABELS if key in row), None) if isinstance(row, dict) else None
+    if not isinstance(text, str) or label is None or label == "":
+        raise InputError(path, "bad_row", f"line {number} needs a text ({', '.join(TEXTS)}) and a label")
+    return text, str(label)
+
+
+def _plain(line: str, path: Path, number: int) -> tuple[str, str]:
+    before, tab, after = line.rpartition("\t")
+    label, space, rest = line.partition(" ")
+    if tab and after.strip().isdigit():
+        return before.strip(), after.strip()
+    if not space or not label.isdigit():
+        raise InputError(path, "bad_row", f"line {number} is neither 'label sentence' nor 'sentence<tab>label'")
+    return rest.strip(), label
+
+
+def questions(path: str | Path) -> list[Asked]:
+    """The questions of a file in SQuAD's form, 1.1 or 2.0. InputError for any other."""
+    data = strict_json.read(path)
+    found: list[Asked] = []
+    try:
+        for paragraph in (paragraph for article in data["data"] for paragraph in article["paragraphs"]):
+            for one in paragraph["qas"]:
+                answers = one.get("answers", [])
+                texts, starts = ([answer[key] for answer in answers] for key in ("text", "answer_start"))
+                found.append(Asked(one["question"], paragraph["context"], tuple(texts), tuple(starts)))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(path, "bad_schema", f"is not in SQuAD's form: {error!r}") from None
+    return found
+
+
+class TextBatches:
+    """Encodings with their targets, in batches; what `fit` takes."""
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        encodings: Sequence[Encoding],
+        targets: dict[str, Sequence[int]],
+        *,
+        batch_size: int = 32,
+        shuffle: bool = True,
+        seed: int = 0,
+        rows: Sequence[int] | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise OptionError("batch_size", f"must be 1 or more, not {batch_size!r}")
+        self.tokens, self.encodings, self.targets = tokens, list(encodings), targets
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.rows = list(range(len(self.encodings)) if rows is None else rows)
+        if not self.rows:
+            raise OptionError("data", "there are no texts")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last batch of an epoch may be smaller."""
+        return -(-len(self.rows) // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        """The batches of an epoch, from batch `start` on."""
+        order = np.array(self.rows)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, epoch)).permutation(order)
+        for step in range(start, self.steps_per_epoch):
+            some = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
+            batch = {k: torch.from_numpy(v) for k, v in self.tokens.batch([self.encodings[i] for i in some]).items()}
+            yield {**batch, **{name: torch.tensor([values[i] for i in some]) for name, values in self.targets.items()}}
+
+    def shard(self, rank: int, world: int) -> TextBatches:
+        """Every `world`-th text, as many for each process."""
+        share = self.rows[rank : len(self.rows) - len(self.rows) % world : world]
+        known = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed}
+        return TextBatches(self.tokens, self.encodings, self.targets, rows=share, **known)  # type: ignore[arg-type]
+
+
+def classified(tokens: Tokens, data: Labelled, *, max_length: int | None = None, **options: Any) -> TextBatches:
+    """Batches of labelled texts, cut to `max_length` tokens, or to what the tokenizer says."""
+    limit = max_length or tokens.settings.max_length
+    rows = [tokens.encode(text, max_length=limit)[0] for text in data.texts]
+    return TextBatches(tokens, rows, {"label": data.labels}, **options)
+
+
+def located(
+    tokens: Tokens, asked: Sequence[Asked], *, max_length: int = 384, stride: int | None = None, **options: Any
+) -> TextBatches:
+    """Batches of windows with the places of the answer; in a window without it both point to the first token.
+
+    stride: tokens that neighboring windows share; None: a third of a window.
+    """
+    shared = max_length // 3 if stride is None else stride
+    rows: list[Encoding] = []
+    starts: list[int] = []
+    ends: list[int] = []
+    for one in asked:
+        for window in tokens.encode(
+            one.question, one.context, max_length=max_length, stride=shared, strategy="only_second"
+        ):
+            first, last = _place(window, one)
+            rows.append(window)
+            starts.append(first)
+            ends.append(last)
+    return TextBatches(tokens, rows, {"start": starts, "end": ends}, **options)
+
+
+def _place(window: Encoding, asked: Asked) -> tuple[int, int]:
+    """First and last token of the first right answer, (0, 0) where the window does not hold all of it."""
+    if not asked.answers:
+        return 0, 0
+    begin, end = asked.starts[0], asked.starts[0] + len(asked.answers[0])
+    inside = [i for i, sequence in enumerate(window.sequences) if sequence == 1]
+    if not inside or window.offsets[inside[0]][0] > begin or window.offsets[inside[-1]][1] < end:
+        return 0, 0
+    first = max(i for i in inside if window.offsets[i][0] <= begin)
+    last = min(i for i in inside if window.offsets[i][1] >= end)
+    return first, max(first, last)
