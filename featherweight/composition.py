@@ -44,6 +44,8 @@ PLAIN = Fact("the linear and convolution layers that the model was built with", 
 NORM_LAYERS = Fact("batch norms that are not folded", natural=True)
 NORMS = Fact("statistics of the batch norms that fit the weights", natural=True, renewed="`repair` or a training")
 TOKENS = Fact("a token for every patch of the picture", natural=True)
+GLOBAL = Fact("attention among all tokens", natural=True)
+ONCE = Fact("blocks that run once each", natural=True)
 MASKS = Fact("weights that were set to zero and stay so", made=True)
 CODEBOOK = Fact("weights that share few values", made=True)
 RANGES = Fact("ranges of 8 or fewer bits that fit what flows", made=True)
@@ -160,6 +162,7 @@ class _Facts:
 
     def __init__(self, before: Iterable[Effect], lasting: frozenset[Fact]) -> None:
         self.names: list[str] = []
+        self.effects: list[Effect] = []
         self.lasting = lasting
         self.at_start = {fact: -1 for fact in FACTS.values() if fact.natural}
         self.broken: dict[Fact, tuple[int, str]] = {}
@@ -169,6 +172,7 @@ class _Facts:
 
     def after(self, number: int, step: str, effect: Effect) -> Moment:
         self.names.append(step)
+        self.effects.append(effect)
         dropped = self._begin_anew() if effect.anew else ()
         for fact, why in effect.needs.items():
             if fact not in self.held:
@@ -218,4 +222,12 @@ class _Facts:
             return "start from a model that has not been through it"
         if self.names[number] == step:
             return "once is enough"
+        if _in_the_way(self.effects[-1], self.effects[number]):
+            return "use one of the two"
         return f"the right order is `{step}`, then `{self.names[number]}`"
+
+
+def _in_the_way(first: Effect, second: Effect) -> bool:
+    """Whether the second could not follow the first either."""
+    lost = set(first.breaks) - {fact for fact in first.breaks if fact.renewed}
+    return bool(lost & set(second.needs)) or any(fact.made for fact in set(first.gives) & set(second.breaks))

@@ -134,9 +134,9 @@ def explain(recipe: Recipe) -> list[Row]:
         notes = (*_notes(moment, recipe), *problem)
         says = (STEPS[step.name].__doc__ or "").strip().partition("\n")[0]
         given = dict(step.options)
-        numbers = counted if shown else (None, None, None)
-        known: dict[str, Any] = {"estimated": current.estimated, "changes": current is not before}
-        rows.append(Row(moment.number, step.name, says, given, *numbers, notes=notes, **known))
+        params, macs, size = counted if shown else (None, None, None)
+        changes = current is not before
+        rows.append(Row(moment.number, step.name, says, given, params, macs, size, current.estimated, changes, notes))
     return rows
 
 

@@ -27,6 +27,7 @@ from .composition import (
     PLAIN,
     TAUGHT,
     TEACHER,
+    TOKENS,
     TRAINS,
     Effect,
     also,
@@ -103,7 +104,7 @@ def load(work: Work) -> Work:
 
 
 def _distilling(options: Mapping[str, Any]) -> Effect:
-    token = also(TAUGHT, needs={PLAIN: "its classifier is copied for the token"})
+    token = also(TAUGHT, needs={PLAIN: "its classifier is copied for the token", TOKENS: "one more stands before them"})
     return restarting(token if options["how"] == "token" else TAUGHT)(options)
 
 

@@ -47,8 +47,9 @@ def fitnets(
 ) -> Work:
     """The middle of the student led by the teacher's, then its answer; hint and guided are paths of modules."""
     (batch,) = work.batches("val", size=1, limit=1).epoch(0)
+    channels, height, width = batch["image"].shape[1:]
     options: dict[str, Any] = {"stage": stage, "start": start, "end": end, "temperature": temperature}
-    method = FitNets(_teacher(work), hint, guided, tuple(batch["image"].shape[1:]), **options)
+    method = FitNets(_teacher(work), hint, guided, (channels, height, width), **options)
     return taught_by(work, method, "FitNets", restart, epochs, images, lr)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from . import outlines_prune
 from .binding import Within
-from .composition import CODEBOOK, FLOATS, MASKS, MODEL, NORMS, PLAIN, TRAINS, Effect, also, composes
+from .composition import CODEBOOK, FLOATS, MASKS, MODEL, NORMS, PLAIN, TOKENS, TRAINS, Effect, also, composes
 from .costs import macs_share, time_share
 from .errors import OptionError
 from .fitting import trained
@@ -152,7 +152,7 @@ def prune_channels(
     return finished_stage(work, f"prune channels ({said})", work.once("model", make))
 
 
-@composes(TRAINS, outline=outlines_prune.shorter)
+@composes(also(TRAINS, needs={TOKENS: "what drops or merges some counts the blocks"}), outline=outlines_prune.shorter)
 def drop(
     work: Work,
     *,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from . import outlines
 from .binding import Filled, Within
-from .composition import LOOKS, PLAIN, TRAINS, also, composes, restarting
+from .composition import GLOBAL, LOOKS, ONCE, PLAIN, TOKENS, TRAINS, Effect, also, composes, restarting
 from .fitting import began, changed, trained
 from .methods import grouping as groups_of
 from .methods import mixed_depth as depths
@@ -19,7 +19,16 @@ from .work import Work, current, finished_stage
 Loops = Annotated[int, Within(1, 1000)]
 
 
-@composes(restarting(also(TRAINS, needs={PLAIN: "blocks are made one"})), outline=outlines.recursed)
+AGAIN = Effect(breaks={ONCE: "blocks run several times"})
+GROUPS = Effect(breaks={GLOBAL: "it is in groups"})
+EVERY = {TOKENS: "what drops or merges some counts the blocks"}
+
+
+@composes(
+    restarting(also(TRAINS, needs={PLAIN: "blocks are made one", **EVERY}, breaks=AGAIN.breaks)),
+    outline=outlines.recursed,
+    marks={"share_blocks": AGAIN},
+)
 def recursion(
     work: Work,
     *,
@@ -39,7 +48,11 @@ def recursion(
     return finished_stage(work, f"recursion ({loops} loops)", model)
 
 
-@composes(restarting(TRAINS), outline=outlines.grouped)
+@composes(
+    restarting(also(TRAINS, needs={TOKENS: "groups have a fixed number", GLOBAL: ""}, breaks=GROUPS.breaks)),
+    outline=outlines.grouped,
+    marks={"group_attention": GROUPS},
+)
 def grouping(
     work: Work,
     *,

@@ -12,7 +12,7 @@ from torch import nn
 
 from . import outlines
 from .binding import Filled, Ratio, Within
-from .composition import MODEL, TOKENS, TRAINS, Effect, also, composes
+from .composition import GLOBAL, MODEL, ONCE, TOKENS, TRAINS, Effect, also, composes
 from .errors import OptionError
 from .fitting import trained
 from .methods import dynamicvit_loss as losses
@@ -33,7 +33,10 @@ FEWER = Effect(breaks={TOKENS: "some are dropped or merged"})
 SPARSE = {"sparse_tokens": FEWER, "sparse_stage": FEWER}
 
 
-@composes(also(TRAINS, breaks=FEWER.breaks), marks=SPARSE, outline=outlines.tokens)
+WHOLE = {TOKENS: "they are counted from the first block on", GLOBAL: "groups have a fixed number of tokens"}
+
+
+@composes(also(TRAINS, needs=WHOLE, breaks=FEWER.breaks), marks=SPARSE, outline=outlines.tokens)
 def tokens(
     work: Work,
     *,
@@ -76,7 +79,8 @@ def tokens(
 
 
 def _merging(options: Mapping[str, Any]) -> Effect:
-    return also(TRAINS if options["epochs"] else Effect(needs={MODEL: ""}), breaks=FEWER.breaks)
+    needs = {**WHOLE, ONCE: "each block merges another number"}
+    return also(TRAINS if options["epochs"] else Effect(needs={MODEL: ""}), needs=needs, breaks=FEWER.breaks)
 
 
 @composes(_merging, marks={"merge_tokens": FEWER}, outline=outlines.merge)

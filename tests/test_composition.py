@@ -79,6 +79,10 @@ WRONG = [
     ),
     (["load", "quantize", "train"], "steps[2].train", "floats (training moves them), which steps[1].quantize has not"),
     (["load", "quantize", "sparsify", "prune"], "steps[3].prune", "the right order is `prune`, then `quantize`"),
+    (["load", "tokens", "grouping"], "steps[2].grouping", "some are dropped or merged; use one of the two"),
+    (["load", "grouping", "tokens"], "steps[2].tokens", "steps[1].grouping has not left: it is in groups; use one of"),
+    (["load", "tokens", "tokens"], "steps[2].tokens", "once is enough"),
+    (["load", "tokens", "drop"], "steps[2].drop", "the right order is `drop`, then `tokens`"),
     (["load", "sparsify", "prune"], "steps[2].prune", "are solved anew); the right order is `prune`, then `sparsify`"),
 ]
 RIGHT = [

@@ -118,7 +118,7 @@ def same_places(student: Tensor, teacher: Tensor, where: str) -> tuple[Tensor, T
         shapes_ = f"{list(student.shape)} and {list(teacher.shape)}"
         raise OptionError(where, f"{shapes_} cannot be compared: both must be vectors, tokens or maps")
     if student.ndim == 4 and student.shape[2:] != teacher.shape[2:]:
-        size = [min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True)]
+        size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
         pool = nn.functional.adaptive_avg_pool2d
         return pool(student, size), pool(teacher, size)
     if student.ndim == 3 and student.shape[1] != teacher.shape[1]:

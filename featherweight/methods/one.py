@@ -179,6 +179,6 @@ def _apart(module: nn.Module, spread: float | None) -> None:
         redraw = getattr(part, "reset_parameters", None)
         if spread is None and callable(redraw):
             redraw()
-    for parameter in module.parameters() if spread is not None else ():
-        if parameter.numel() > 1:
+    for parameter in module.parameters():
+        if spread is not None and parameter.numel() > 1:
             parameter.add_(torch.randn_like(parameter) * parameter.std() * spread)

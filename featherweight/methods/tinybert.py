@@ -148,9 +148,10 @@ class TinyBERT(Method):
             if self.attention:
                 heads = heads_of(run.model, block)
                 both = None if mask is None else (mask[:, None, :, None] * mask[:, None, None, :])
-                a = scores(*parts_of(heard, layers_of(block, one))[:2], heads)
-                b = scores(*parts_of(found, layers_of(like, other))[:2], heads)
-                attention.append(masked_mse(a, b, both))
+                mine_q, mine_k, _ = parts_of(heard, layers_of(block, one))
+                their_q, their_k, _ = parts_of(found, layers_of(like, other))
+                pair = scores(mine_q, mine_k, heads), scores(their_q, their_k, heads)
+                attention.append(masked_mse(*pair, both))
         embedded = masked_mse(ears.embedding(heard[entering(mine[0])]), found[entering(first)], rows)
         inner = {"hidden": self.hidden * torch.stack(hidden).sum(), "embedding": self.embedding * embedded}
         return answer, {**inner, **({"attention": self.attention * torch.stack(attention).sum()} if attention else {})}
