@@ -14,7 +14,7 @@ from families import FAMILIES, IMAGES, PLAIN, SIZE
 from torch import Tensor, nn
 
 from featherweight.errors import OptionError
-from featherweight.methods import dynamic_int8, half, weight_only
+from featherweight.methods import dynamic_int8, half, quantize, weight_only
 from featherweight.methods.calibration import enough
 from featherweight.methods.rounding import LEVELS, fitted, nearest, rounded, to_codes, to_values, widest
 from featherweight.methods.stored import PackedStore, StoredConv2d, StoredLinear, group_of, pack_codes, unpack_codes
@@ -178,6 +178,23 @@ def test_an_exported_file_holds_few_bits_and_answers_alike(weights: str, tmp_pat
     assert made.size_bytes < size_of(new) + 6000, "the graph, not the weights in full"
     found = openvino.export(made.path, tmp_path / "openvino_model.xml", model=new, batches=[{"image": images}])
     assert found.parity.snr_db > 80
+
+
+def test_a_file_for_openvino_says_each_rounding_once(tmp_path: Path) -> None:
+    """The reader writes it as four operators, which take half the text of the graph."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("openvino")
+    from featherweight.export import onnx, openvino
+
+    batches = [{"image": fill.normal("calibration", (4, 3, SIZE, SIZE))}]
+    new = quantize.quantize(PLAIN.make(), batches, PLAIN.task)
+    made = onnx.export(new, batches[0]["image"], tmp_path / "model.onnx", batches=batches)
+    xml = tmp_path / "openvino_model.xml"
+    found = openvino.export(made.path, xml, model=new, batches=batches)
+    assert found.parity.dtype == "int8"
+    text = xml.read_text()
+    assert text.count('type="FakeQuantize"') >= 2
+    assert 'type="Subtract"' not in text
 
 
 # Dynamic
