@@ -104,8 +104,13 @@ class BinaryInputs(nn.Module):
         to_signs = signs if not self.training else polynomial_sign if self.how == "bireal" else sign
         y = self.inner(to_signs(real))
         if self.how == "xnor":
-            return self.norm(y * self.magnitude(real))
+            return self.norm(y + (self.magnitude(real) - 1) * self.product(y))
         return self.norm(y) + shortcut(x, y)
+
+    def product(self, y: Tensor) -> Tensor:
+        """The layer's output without its bias, which no magnitude multiplies."""
+        bias = layer_of(self.inner).bias
+        return y if bias is None else y - (bias if self.linear else bias[:, None, None])
 
     def magnitude(self, x: Tensor) -> Tensor:
         """K: the mean magnitude of what each output place looks at, (B, 1, H', W') or (..., 1)."""

@@ -76,9 +76,8 @@ def quantize(
     Give training images: what a model is judged on must not have tuned it. observer: "mse", "minmax", "percentile",
     "entropy" or a function of a `Histogram`. bias_correction: shift each channel by the mean error that rounding made
     in it on some of the same images (Nagel 2019, arXiv 1906.04721): 19 dB became 23.5 on EfficientNet-Lite0, a ViT did
-    not change. A layer that is never called stays float. reduce_range: weights in 7 bits, for x86 without VNNI, whose
-    8-bit sums may overflow. signed: activations as int8 in place of uint8, which computes the same and is slower in
-    ONNX Runtime on x86. Raises OptionError for too few images.
+    not change. A layer that is never called stays float. reduce_range: weights in 7 bits, for x86 without VNNI, where
+    sums may overflow. signed: activations as int8, not uint8. Raises OptionError for too few images.
     """
     options: dict[str, Any] = {"bits": bits, "skip": skip, "reduce_range": reduce_range, "signed": signed}
     choose, edits = named(observer), plan(model, **options)

@@ -187,8 +187,10 @@ def test_one_bit_learns_and_is_deployed(how: str) -> None:
 def test_xnor_is_the_product_of_signs_and_two_scales() -> None:
     """sign(x) * sign(W) * mean|W| * K, K the mean magnitude over channels and window (Rastegari 2016, eq. 11)."""
     torch.manual_seed(0)
+    net = Net()
+    net.conv2 = nn.Conv2d(8, 8, 3, 1, 1)
     method = Binary("xnor")
-    model = method.prepare(Net().eval())
+    model = method.prepare(net.eval())
     layer: Any = model.conv2
     assert isinstance(layer, BinaryInputs)
     x = torch.randn(2, 8, 6, 6)
@@ -196,7 +198,10 @@ def test_xnor_is_the_product_of_signs_and_two_scales() -> None:
     alpha = weight.abs().mean((1, 2, 3))
     product = nn.functional.conv2d(torch.where(real >= 0, 1.0, -1.0), torch.where(weight >= 0, 1.0, -1.0), padding=1)
     k = nn.functional.avg_pool2d(real.abs().mean(1, keepdim=True), 3, 1, 1, count_include_pad=True)
-    torch.testing.assert_close(layer(x), product * alpha[:, None, None] * k)
+    wanted = product * alpha[:, None, None] * k + net.conv2.bias[:, None, None]
+    torch.testing.assert_close(layer(x), wanted, atol=1e-5, rtol=1e-4)
+    made = method.finish(model)
+    torch.testing.assert_close(made.conv2(x), wanted, atol=1e-3, rtol=1e-3)  # magnitudes are stored in 16 bits
 
 
 def test_binary_says_what_it_needs() -> None:
