@@ -13,7 +13,7 @@ import numpy as np
 from .frequencies import MAX_SCALE, Array, best_scale, normalized, read
 
 LOWEST = np.uint32(1 << 16)  # a state is from here to below 2**32; one 16-bit word at a time goes out or comes in
-PER_LANE = ((1 << 16, 2048), (1 << 18, 1024), (1 << 62, 512))  # symbols of a lane, in streams of at most so many:
+PER_LANE = ((1 << 13, 2048), (1 << 15, 1024), (1 << 62, 512))  # symbols of a lane, in streams of at most so many:
 MAX_LANES = 1 << 14  # each costs two bytes more than its symbols, and fewer lanes are more calls of NumPy
 
 

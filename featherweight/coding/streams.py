@@ -26,7 +26,7 @@ CHOICES = (AUTO, "raw", "deflate", "rans", "huffman", "zstd")
 NEAR = 0.01  # what `auto` gives away for a coder that is faster
 RANDOM = 0.995  # of eight bits for each symbol: nothing to be gained
 SHORT = 32  # symbols for which a table is not worth its bytes
-SLOW = 1 << 16  # symbols from which its speed matters
+SLOW = 1 << 14  # symbols from which its speed matters
 LONGEST = 1 << 31  # symbols of one stream
 
 

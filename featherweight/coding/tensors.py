@@ -24,7 +24,8 @@ from .streams import AUTO, LONGEST, Coded, decode, encode
 KINDS = ("planes", "half", "codes", "sparse planes", "sparse half", "sparse codes")
 ORDERS = ("rows", "columns")
 LONG = 255  # the gap that has no number behind it
-SPARSE = 0.25  # share of zeros from which it is worth a try
+SPARSE, CERTAIN = 0.25, 0.75  # shares of zeros from which gaps are worth a try, and nothing else is
+LARGE = 1 << 12  # numbers from which a table is worth its bytes: codes have less entropy than the planes together
 _SAMPLE = 1 << 14
 
 
@@ -46,12 +47,12 @@ class Packed:
 def pack(tensor: Stored, *, coder: str = AUTO) -> Packed:
     """The tensor in the form that takes the fewest bytes."""
     numbers = _numbers(tensor)
-    best = _dense(tensor, numbers, coder)
-    if numbers.size and float((numbers == 0).mean()) >= SPARSE:
+    zeros = float((numbers == 0).mean()) if numbers.size else 0.0
+    found = [] if CERTAIN <= zeros < 1 else [_dense(tensor, numbers, coder)]
+    if SPARSE <= zeros < 1:
         for order in ORDERS if len(tensor.shape) > 1 else ORDERS[:1]:
-            packed = _sparse(tensor, _ordered(numbers, tensor.shape, order), order, coder)
-            best = min(best, packed, key=lambda one: one.nbytes)
-    return best
+            found.append(_sparse(tensor, _ordered(numbers, tensor.shape, order), order, coder))
+    return min(found, key=lambda one: one.nbytes)
 
 
 def unpack(packed: Packed) -> Stored:
@@ -120,13 +121,15 @@ def _sparse(tensor: Stored, numbers: Array, order: str, coder: str) -> Packed:
 
 def _smallest(numbers: Array, dtype: str, coder: str) -> tuple[str, tuple[Coded, ...]]:
     """Kind and streams of numbers (n,): with a table where that is smaller."""
-    half = _half(numbers) if dtype == "float32" else None
-    kind, wide = ("planes", numbers) if half is None else ("half", half)
-    found = [(kind, tuple(encode(np.ascontiguousarray(plane), coder) for plane in _planes(wide)))]
+    found: list[tuple[str, tuple[Coded, ...]]] = []
     table = _table(numbers) if numbers.dtype.itemsize > 1 else None
     if table is not None:
         values, codes = table
         found.append(("codes", (encode(values.view(np.uint8), "raw"), encode(codes.astype(np.uint8), coder))))
+    if table is None or numbers.size < LARGE:
+        half = _half(numbers) if dtype == "float32" else None
+        kind, wide = ("planes", numbers) if half is None else ("half", half)
+        found.append((kind, tuple(encode(np.ascontiguousarray(plane), coder) for plane in _planes(wide))))
     return min(found, key=lambda one: sum(len(stream.data) for stream in one[1]))
 
 

@@ -3,8 +3,8 @@
 
 k-means finds the values, then they are trained: a value's gradient is the sum of the gradients of the weights that have
 it, and which weights these are stays (Han 2016, Deep Compression, arXiv 1510.00149). Zeros stay zero, so that it comes
-after pruning. With `scaled` each output channel is divided by its largest weight first and all channels share one
-codebook: depthwise and batch-normalized networks, whose channels differ in size, need that. Works on every linear,
+after pruning. With `scaled` each output channel is divided by a scale of its own and all channels share one codebook:
+depthwise and batch-normalized networks, whose channels differ in size, need that. Works on every linear,
 convolution and embedding layer, also a subclass: only where its weight comes from is changed. Not here: weights that
 are no layer's `weight` (nn.MultiheadAttention's `in_proj_weight`), which stay as they are.
 """
@@ -28,6 +28,7 @@ from ..surgery import Edit, apply, edit_kind, submodule
 from .kmeans import cluster, nearest
 
 MOST_BITS = 8  # a code is a byte
+ROUNDS = 3  # of k-means and scales in turn; further ones gain next to nothing
 SIGNIFICANT = 11  # bits of a number in half precision
 HOSTS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding
@@ -215,22 +216,37 @@ def _clustered(
     weight = layer.weight.detach().cpu().float()
     if not bool(weight.isfinite().all()):
         raise InputError(path, "non_finite", "its weights hold NaN or infinity; the training diverged")
-    scale = None
-    if spec["scaled"]:
-        scale = _half(_largest(layer, weight))
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # of a channel that is all zero
-        weight = weight / scale
+    known: dict[str, Any] = {"start": start, "iterations": iterations, "seed": seed}
+    if not spec["scaled"]:
+        return *_coded(weight, spec, **known), None
+    scale = _half(_largest(layer, weight))
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # of a channel that is all zero
+    for _ in range(ROUNDS):
+        centroids, codes = _coded(weight / scale, spec, **known)
+        table = F.pad(centroids, (1, 0)) if spec["zero"] else centroids
+        scale = _fitted(weight, table[codes.long()], scale)
+    return centroids, codes, scale
+
+
+def _coded(weight: Tensor, spec: Mapping[str, Any], **options: Any) -> tuple[Tensor, Tensor]:
+    """Shared values (k,) and codes by k-means, whose options these are."""
     values = weight.numpy().ravel()
     kept = np.flatnonzero(values) if spec["zero"] else np.arange(len(values))
     if not len(kept):
         kept = np.arange(1)  # a layer of zeros has one value, which no weight has
-    centroids = cluster(values[kept], spec["centroids"], start=start, iterations=iterations, seed=seed)
-    centroids = _half(torch.from_numpy(centroids)).numpy()
+    centroids = _half(torch.from_numpy(cluster(values[kept], spec["centroids"], **options)))
     codes = np.zeros(len(values), np.uint8)
-    codes[kept] = nearest(values[kept], centroids) + spec["zero"]
+    codes[kept] = nearest(values[kept], centroids.numpy()) + spec["zero"]
     if spec["zero"]:
         codes[values == 0] = 0
-    return torch.from_numpy(centroids), torch.from_numpy(codes.reshape(weight.shape)), scale
+    return centroids.float(), torch.from_numpy(codes.reshape(weight.shape))
+
+
+def _fitted(weight: Tensor, coded: Tensor, scale: Tensor) -> Tensor:
+    """The scales with which coded weights are nearest to the weights, by least squares in each channel."""
+    axes = [axis for axis in range(weight.ndim) if scale.shape[axis] == 1]
+    found = _half((weight * coded).sum(axes, keepdim=True) / coded.square().sum(axes, keepdim=True).clamp_min(1e-12))
+    return torch.where(found > 0, found, scale)
 
 
 def _half(values: Tensor) -> Tensor:
