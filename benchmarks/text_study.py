@@ -228,7 +228,7 @@ def raced(pipes: dict[str, Any], inputs: Sequence[Any], *, rounds: int) -> dict[
                     spent[name].append(1000 * (time.perf_counter() - start))
     found = {}
     for name, values in spent.items():
-        parts = statistics.quantiles(values, n=10)
+        parts = statistics.quantiles(values, n=10, method="inclusive")
         found[name] = {"p50": statistics.median(values), "p10": parts[0], "p90": parts[-1]}
     return found
 

@@ -92,7 +92,11 @@ class Tokenizer:
         kind = _tensors(return_tensors)
         pad, cut = padding_of(padding), truncation_of(truncation)
         limit = max_length or self.tokens.settings.max_length
-        how: dict[str, Any] = {"specials": add_special_tokens, "max_length": limit if cut else None, "stride": stride if cut else 0}
+        how: dict[str, Any] = {
+            "specials": add_special_tokens,
+            "max_length": limit if cut else None,
+            "stride": stride if cut else 0,
+        }
         pairs = _pairs(text, text_pair)
         windows = [self.tokens.encode(one, other, strategy=cut or STRATEGIES[0], **how) for one, other in pairs]
         rows = [row for found in windows for row in (found if return_overflowing_tokens else found[:1])]
