@@ -136,6 +136,7 @@ class Bench:
             "agreement": round(float((got.argmax(1) == self.wanted.argmax(1)).mean()), 4),
             "snr_db": round(ratio, 1) if np.isfinite(ratio) else None,
             "size_bytes": size, "seconds": round(seconds, 1),
+            "trained": 0 if make else self.options.epochs * self.options.train,
         }  # fmt: skip
 
     def trained(self, method: Method) -> nn.Module:
@@ -158,7 +159,9 @@ def table(found: Mapping[str, Mapping[str, Any]]) -> str:
                 cells += ["not run yet" if mine else "–", "", "", ""]
                 continue
             noise = "–" if row["snr_db"] is None else f"{row['snr_db']:.1f}"
-            cells += [f"{row['top1']:.1%}", f"{row['agreement']:.1%}", noise, f"{row['size_bytes'] / 1e6:.3f} MB"]
+            after = f" after {row['trained']} pictures" if row.get("trained") else ""
+            size = f"{row['size_bytes'] / 1e6:.3f} MB"
+            cells += [f"{row['top1']:.1%}{after}", f"{row['agreement']:.1%}", noise, size]
         lines.append((name, *cells))
     return results.table(head, lines)
 

@@ -139,7 +139,7 @@ class Bench:
     """The float model, the pictures, and the files that were made so far."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.racing = folder, options.race
         self.model = network(options.weights)
         images = pictures(options.data)
         chosen = torch.zeros(len(images), dtype=torch.bool)
@@ -150,35 +150,40 @@ class Bench:
 
     def row(self, name: str) -> dict[str, Any]:
         """What is kept of a variant."""
-        began = time.process_time()
-        if name in BY_OPENVINO:
-            return self.openvino_row(name, began)
-        new = VARIANTS[name](self.model, self.seen)
-        seconds = time.process_time() - began
-        path = self.folder / f"{self.slug(name)}.onnx"
-        limits: dict[str, Any] = {"min_agreement": 0.0, "min_snr_db": 15.0}
-        made = onnx.export(new, self.judged[:2], path, batches=batches(self.judged[:50]), **limits)
-        found = {
-            "seconds": round(seconds, 1),
-            "size_bytes": made.size_bytes,
-            "file_against_model_db": round(made.parity.snr_db, 1),
-            "onnxruntime": self.judge(path, "onnxruntime"),
-        }
-        if name not in RACED:
-            return found
-        xml = self.folder / self.slug(name) / openvino.NAME
-        xml.parent.mkdir(exist_ok=True)
-        openvino.convert(path, xml)
-        sizes = {"openvino_bytes": measure.size(xml, xml.with_suffix(".bin"))}
-        return {**found, **sizes, "openvino": self.judge(xml, "openvino")}
+        found = self.made(name)
+        backends = [b for b in ("onnxruntime", "openvino") if self.path(name, b).is_file()]
+        return {**found, **{backend: self.judge(self.path(name, backend), backend) for backend in backends}}
 
-    def openvino_row(self, name: str, began: float) -> dict[str, Any]:
-        plain, xml = self.file("float32", "onnxruntime"), self.folder / self.slug(name) / openvino.NAME
+    def made(self, name: str) -> dict[str, Any]:
+        """The variant's files, written; their bytes, and the processor time of what was done to the model."""
+        path, xml = self.path(name, "onnxruntime"), self.path(name, "openvino")
         xml.parent.mkdir(exist_ok=True)
-        made = by_nncf.export(plain, xml, model=self.model, calibration=self.seen, batches=batches(self.judged[:50]),
-                              preset=BY_OPENVINO[name])  # type: ignore[arg-type]  # fmt: skip
-        seconds = round(time.process_time() - began, 1)
-        return {"seconds": seconds, "openvino_bytes": made.size_bytes, "openvino": self.judge(xml, "openvino")}
+        some = batches(self.judged[:50])
+        if name in BY_OPENVINO:
+            plain, began = self.file("float32", "onnxruntime"), time.process_time()
+            made = by_nncf.export(plain, xml, model=self.model, calibration=self.seen, batches=some,
+                                  preset=BY_OPENVINO[name])  # type: ignore[arg-type]  # fmt: skip
+            return {"seconds": round(time.process_time() - began, 1), "openvino_bytes": made.size_bytes}
+        began = time.process_time()
+        new = VARIANTS[name](self.model, self.seen)
+        found = {"seconds": round(time.process_time() - began, 1)}
+        made = onnx.export(new, self.judged[:2], path, batches=some, min_agreement=0.0, min_snr_db=15.0)
+        found |= {"size_bytes": made.size_bytes, "file_against_model_db": round(made.parity.snr_db, 1)}
+        if name in RACED:
+            openvino.convert(path, xml)
+            found["openvino_bytes"] = measure.size(xml, xml.with_suffix(".bin"))
+        return found
+
+    def path(self, name: str, backend: str) -> Path:
+        """Where the variant's file for a runtime is, or would be."""
+        slug = re.sub(r"[^a-z0-9]+", "_", name.lower())
+        return self.folder / slug / openvino.NAME if backend == "openvino" else self.folder / f"{slug}.onnx"
+
+    def file(self, name: str, backend: str) -> Path:
+        """The variant's file, made if it is not there."""
+        if not self.path(name, backend).is_file():
+            self.made(name)
+        return self.path(name, backend)
 
     def judge(self, path: Path, backend: str) -> dict[str, float]:
         """The file's answers beside the float model's, in float32 where it is not int8."""
@@ -186,23 +191,11 @@ class Bench:
         name = session.inputs[0].name
         return compared(self.wanted, answers(lambda part: session.run({name: part.numpy()})["logits"], self.judged))
 
-    def file(self, name: str, backend: str) -> Path:
-        """The variant's file, made if it is not there."""
-        xml = self.folder / self.slug(name) / openvino.NAME
-        path = xml if backend == "openvino" else self.folder / f"{self.slug(name)}.onnx"
-        if not path.is_file():
-            self.row(name)
-        return path
-
     def race(self, backend: str, batch: int, seconds: float) -> dict[str, Any]:
         """The raced variants in turns on one thread, each against the float file in the same runtime."""
-        names = [name for name in RACED if backend == "openvino" or name not in BY_OPENVINO]
-        known: dict[str, Any] = {
-            "backend": backend,
-            "batch": batch,
-            "threads": 1,
-            "images": self.judged[:batch].numpy(),
-        }
+        names = [n for n in RACED if n in self.racing and (backend == "openvino" or n not in BY_OPENVINO)]
+        known: dict[str, Any] = {"backend": backend, "batch": batch, "threads": 1}
+        known["images"] = self.judged[:batch].numpy()
         runs = {name: measure.runnable(self.file(name, backend), **known) for name in names}
         if backend == "openvino":
             runs["bfloat16"] = measure.runnable(self.file("float32", backend), precision="bf16", **known)
@@ -211,10 +204,6 @@ class Bench:
         ratios = {name: [round(ratio, 3), [round(end, 3) for end in ends]] for name, (ratio, ends) in found.items()}
         load = times["float32"].conditions.load
         return {"median_ms": {n: round(t.median_ms, 2) for n, t in times.items()}, "ratios": ratios, "load": load}
-
-    @staticmethod
-    def slug(name: str) -> str:
-        return re.sub(r"[^a-z0-9]+", "_", name.lower())
 
 
 def quality(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -264,6 +253,9 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", default=[""], help="variants whose name has this in it")
     parser.add_argument("--images", type=int, default=875, help="pictures that judge, at most")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each race; 0: none")
+    parser.add_argument("--race", nargs="*", default=RACED, help="variants that race; float32 must be among them")
+    parser.add_argument("--batch", type=int, nargs="*", default=[1, 32], help="pictures at once in a race")
+    parser.add_argument("--files", type=Path, help="a folder to keep the files in, for the next call")
     parser.add_argument("--again", action="store_true", help="also what is there already")
     parser.add_argument("--table", action="store_true", help="only write the table")
     options = parser.parse_args(argv)
@@ -277,12 +269,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.table:
         torch.set_num_threads(1)
         with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(options, Path(folder))
+            bench = Bench(options, options.files or Path(folder))
+            bench.folder.mkdir(parents=True, exist_ok=True)
             for name in asked(options.only):
                 if options.again or name not in found:
                     found.add(name, bench.row(name))
             for backend in ("onnxruntime", "openvino"):
-                for batch in (1, 32) if options.seconds else ():
+                for batch in options.batch if options.seconds else ():
                     key = f"race {backend}, batch {batch}"
                     if options.again or key not in found:
                         found.add(key, bench.race(backend, batch, options.seconds))
