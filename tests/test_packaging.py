@@ -83,6 +83,7 @@ def test_what_pip_reads(metadata: dict[str, list[str]]) -> None:
         "onnx",
         "openvino",
         "nncf",
+        "zstd",
         "timm",
         "text",
         "parquet",
