@@ -159,6 +159,8 @@ class Graph:
             for part in parts[1:]:
                 total = self.op("Add" if expr.is_Add else "Mul", total, part)
             return total
+        if type(expr).__name__ == "FloorDiv" and expr.args[1].is_Integer:
+            return self.op("Div", self._expression(expr.args[0]), self.integers(int(expr.args[1])))
         raise Unsupported(f"a size that is {expr}")
 
     def shape(self, sizes: Sequence[int | torch.SymInt], *, inferred: bool = False) -> str:

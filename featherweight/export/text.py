@@ -123,7 +123,12 @@ def to_bytes(
     with evaluating(called), torch.no_grad():
         try:
             arrays = tuple(batch[name] for name in call.inputs)
-            program = torch.export.export(called, arrays, dynamic_shapes=(tuple(sizes for _ in arrays),))
+            program = torch.export.export(
+                called,
+                arrays,
+                dynamic_shapes=(tuple(sizes for _ in arrays),),
+                prefer_deferred_runtime_asserts_over_guards=True,  # of shares of a length, which it cannot prove
+            )
         except Exception as error:  # torch.export has no common base for what stops it
             said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             text = f"export: torch.export cannot follow {type(model).__name__}: {said}"
