@@ -27,7 +27,7 @@ from ..train import Method
 from .calibration import Calls, chains_convolutions, enough, makes_tokens, selected
 from .flow import Flow, foldable, look
 from .int8 import Quantizer
-from .observers import named
+from .observers import mse, named
 from .quantize import observe
 from .rounding import levels_of, to_codes
 from .rounding_layers import SMALLEST_STEP, InputRounding, Rounded, Settled, rounding_of
@@ -105,7 +105,8 @@ class QAT(Method):
             inputs: nn.Module = nn.Identity()
             levels = self.input_levels(model, layer, grid)
             if levels:
-                inputs = InputRounding(choose(seen[path][0]), levels, learned=self.learned)
+                limits = mse(seen[path][0], levels=levels) if self.observer == "mse" else choose(seen[path][0])
+                inputs = InputRounding(limits, levels, learned=self.learned)
             put(new, path, Rounded(layer, rounding_of(layer.weight, grid, learned=self.learned), inputs))
         for path, norm in [(p, m) for p, m in new.named_modules() if isinstance(m, BATCH_NORMS)]:
             put(new, path, Settled(norm))
