@@ -68,7 +68,7 @@ def by_widths(step: int, *, heads: bool = False) -> Cut:
 
 
 def by_blocks(model: nn.Module, ratio: float) -> nn.Module:
-    """Every so manieth block left out."""
+    """So many blocks left out, spread evenly."""
     count = round(ratio * len(drop_blocks.candidates(model)))
     known: dict[str, Any] = {"batches": [{"image": EXAMPLE}], "task": Classification(1000)}
     return drop_blocks.drop_blocks(model, count=count, rule="even", **known)
@@ -79,7 +79,7 @@ PLANS: dict[str, dict[str, Cut]] = {
     "deit_tiny_patch16_224": {
         **{f"neurons, heads' width, tokens, multiples of {n}": by_widths(n) for n in (8, 16)},
         "a head less, neurons, tokens, multiples of 16": by_widths(16, heads=True),
-        "every other block": by_blocks,
+        "blocks left out evenly, 7 of 12": by_blocks,
     },
 }
 
@@ -183,6 +183,13 @@ def written(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
             *(f"{runtime}, batch {batch}" for batch in BATCHES for runtime in RUNTIMES),
         ]
         blocks[name.split("_")[0]] = results.table(head, body)
+    if rows:
+        here, loads = measure.machine(), [row["load"] for row in rows.values()]
+        versions = ", ".join(
+            f"{name} {here['versions'][name]}" for name in ("onnxruntime", "openvino", "torch", "timm")
+        )
+        where = f"{here['cpu']}, {here['cores']} cores, {', '.join(here['flags'])}; {versions}."
+        blocks["machine"] = f"{where} Load of the machine before a race: {min(loads):.0f} to {max(loads):.0f}."
     return blocks
 
 

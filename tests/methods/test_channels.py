@@ -408,3 +408,26 @@ def test_frozen_weights_and_buffers_keep_what_they_are() -> None:
     assert not layer.weight.requires_grad
     assert layer.bias.requires_grad
     assert layer.num_features == len(layer.running_var) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_100", "densenet121", "yolov7_tiny"])
+def test_nets_of_others_are_cut_to_exactly_the_sub_network(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    model = zoo.create(name) if name.startswith("yolo") else timm.create_model(name)
+    model.load_state_dict({key: fill.tensor(key, t.shape, t.dtype) for key, t in model.state_dict().items()})
+    pictures = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    edits = channels.plan(model.eval(), pictures, ratio=0.4, round_to=2)
+    assert len(edits) > 50
+    with torch.no_grad():
+        answers = [first(one(pictures)) for one in (apply(model, edits), silenced(model, edits), model)]
+    scale = float(answers[1].std())
+    torch.testing.assert_close(answers[0] / scale, answers[1] / scale, atol=1e-4, rtol=0)
+    assert not torch.allclose(answers[0] / scale, answers[2] / scale, atol=0.1)
+
+
+def first(answer: object) -> Tensor:
+    """The first tensor of an answer."""
+    if isinstance(answer, Tensor):
+        return answer
+    return first(next(iter(answer.values() if isinstance(answer, dict) else answer)))  # type: ignore[attr-defined]
