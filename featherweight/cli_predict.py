@@ -66,11 +66,14 @@ def predict(
     """What is in a picture, or where; of folders, patterns, and for detectors videos and cameras too."""
     from featherweight.pipelines import pipeline
     from featherweight.pipelines_detection import ObjectDetection
+    from featherweight.runtime.record import TEXT_TASKS
 
     whats = options.words("--draw", draw, WHATS) if draw else ()
     backend = "torch" if backend == "auto" and "attention" in whats else backend
     asked = {"backend": backend, "device": device, "threads": threads, "arch": arch, "batch_size": batch}
     pipe = pipeline(model=model, **options.given(asked))
+    if pipe.task in TEXT_TASKS:
+        raise OptionError("--model", f"{shown(model)} reads text: featherweight ask {shown(model)} --text ...")
     if isinstance(pipe, ObjectDetection):
         _refuse({"--top-k": top_k, "--show-tokens": show_tokens}, whats, {"tokens", "attention"}, "are of classifiers")
         wanted: dict[str, Any] = {"draw": "boxes" in whats, "text": save_txt, "coco": save_json}

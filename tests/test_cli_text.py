@@ -73,6 +73,11 @@ def test_a_wrong_question_is_one_line(
     assert said in error and "\n" not in error
 
 
+def test_predict_is_for_pictures(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", str(models / "sentiment"), "--source", "photo.png"]) == 2
+    assert "featherweight ask" in capsys.readouterr().err
+
+
 def test_push_offline_says_so(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["push", str(models / "sentiment"), "somebody/model"]) == 1
     error = capsys.readouterr().err.strip()

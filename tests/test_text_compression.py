@@ -143,6 +143,7 @@ def test_a_base_is_a_name_and_numbers() -> None:
         ({**base, "config": {**base["config"], "num_hidden_layers": 10**6}}, "not in 1..1000"),
         ({**base, "config": {**base["config"], "hidden_size": 10**9}}, "not in 1..1000000"),
         ({**base, "config": {**base["config"], "auto_map": {}}}, "not a field"),
+        ({**base, "config": {**base["config"], "attn_implementation": "somebody/kernel"}}, "not a field"),
     ):
         with pytest.raises(ValueError, match=words):
             zoo.build(wrong)

@@ -27,6 +27,7 @@ FAMILIES = (
 HEADS = {"SequenceClassification": "text-classification", "QuestionAnswering": "question-answering"}
 SOUNDS = ("Wav2Vec2", "Hubert", "WavLM", "UniSpeech", "SEW", "Data2VecAudio", "Whisper")  # their sequences are no texts
 CONFIG = "config.json"
+REFUSED = {"auto_map", "quantization_config", "attn_implementation", "experts_implementation"}  # may name code
 WIDEST, DEEPEST = 1_000_000, 1000  # any number of a config, and a number of layers
 DROPPED = {"architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path", "id2label", "label2id"}
 _TOKENS = "_featherweight_tokens"
@@ -186,7 +187,7 @@ def _in_table(name: str) -> bool:
 def _check(config: Mapping[str, Any], where: str) -> None:
     """OptionError for what a config may not hold: code, private fields, numbers beyond all bounds."""
     for key, value in config.items():
-        if key.startswith("_") or key in ("auto_map", "quantization_config"):
+        if key.startswith("_") or key in REFUSED:
             raise OptionError(f"{where}.{key}", "is not a field that a model is built from")
         layers = key in ("num_hidden_layers", "n_layers")
         if isinstance(value, (int, float)) and not -WIDEST <= value <= (DEEPEST if layers else WIDEST):
