@@ -28,6 +28,7 @@ CORE = {"cyclopts", "jinja2", "markupsafe", "matplotlib", "numpy", "onnxruntime"
 IMPORTED_AS = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "skimage": "scikit-image"}
 IMPORTED_AS["faster_coco_eval"] = "faster-coco-eval"
 IMPORTED_AS["cv2"] = "opencv-python-headless"
+IMPORTED_AS["huggingface_hub"] = "huggingface-hub"
 HELP_SECONDS = 0.3  # of processor time, on an idle machine
 
 
