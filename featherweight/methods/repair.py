@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..errors import Diverged, InputError, OptionError
 from ..modes import BATCH_NORMS, evaluating
 from ..surgery import apply, submodule
+from .narrow import kept_outputs
 
 LAYER_NORMS = (nn.LayerNorm, nn.GroupNorm)
 TINY = 1e-10  # a variance below which a channel says nothing
@@ -72,8 +73,8 @@ def repair(
 
     reference: the model before it was compressed; layers are found by their paths, one that is only in one of the two
     is passed over. batches: pictures, labels are not looked at; `images` of them are run at once. bias: whether biases
-    are corrected too. kept: for a layer whose channels were cut, which of the reference's are left, by path; where the
-    numbers of channels differ and nothing is said, the layer is passed over.
+    are corrected too. kept: for a layer whose channels were cut, which of the reference's are left, by path; by default
+    what the edits since then say (`narrow`). Where the numbers of channels differ all the same, a layer is passed over.
     Raises OptionError for fewer than two pictures or nothing that could be corrected, InputError for pictures that are
     not finite.
     """
@@ -87,7 +88,7 @@ def repair(
 
     def correct(path: str) -> Callable[..., Tensor | None]:
         def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            target = wanted[path].only((kept or {}).get(path))
+            target = wanted[path].only(left.get(path))
             if path in done or len(target.mean) != _channels(layer):
                 return None
             done.add(path)  # a block that runs several times is corrected the first time
@@ -95,7 +96,7 @@ def repair(
 
         return hook
 
-    done: set[str] = set()
+    done, left = set[str](), kept_outputs(model, reference) if kept is None else kept
     with _hooked(new, {path: correct(path) for path in fixes if path in wanted}):
         task.forward(new, batch)
     return new

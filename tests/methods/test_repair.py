@@ -12,9 +12,11 @@ from families import FAMILIES, PLAIN, Family, everything, same
 from torch import Tensor, nn
 
 from featherweight.errors import Diverged, InputError, OptionError
+from featherweight.methods.narrow import edits_for
 from featherweight.methods.repair import Channels, repair, together
 from featherweight.methods.share import share
 from featherweight.modes import evaluating
+from featherweight.surgery import apply
 from featherweight.tasks.classification import Classification
 
 TASK = Classification(5)
@@ -132,7 +134,7 @@ def test_layer_norms_and_biases_bring_a_shared_transformer_nearer(name: str) -> 
     off = [(family.logits(m, images) - wanted).norm() for m in (broken, new)]
     assert off[1] < off[0]
     mean = [(family.logits(m, images).mean(0) - wanted.mean(0)).abs().max() for m in (broken, new)]
-    assert mean[1] < 0.05 * mean[0] or mean[1] < 1e-3
+    assert mean[1] < 0.1 * mean[0] or mean[1] < 1e-3
 
 
 def test_biases_stay_where_they_are_not_wanted() -> None:
@@ -156,6 +158,21 @@ def test_a_model_with_fewer_channels_is_compared_with_those_that_were_kept() -> 
     passed_over = repair(small, model, batches(), TASK)  # 4 channels are not 8, and nobody says which
     assert torch.equal(passed_over.body[1].running_mean, small.body[1].running_mean)
     assert not torch.equal(passed_over.body[4].running_mean, small.body[4].running_mean)
+
+
+def test_channels_that_an_edit_cut_are_found_by_it() -> None:
+    model, kept = net(), [0, 2, 3, 7]
+    keep = {"body.0.weight": {0: kept}, "body.3.weight": {0: kept}}
+    keep |= {f"body.1.{name}": {0: kept} for name in ("weight", "bias", "running_mean", "running_var")}
+    keep |= {f"body.4.{name}": {0: kept} for name in ("weight", "bias", "running_mean", "running_var")}
+    small = apply(model, edits_for({**keep, "body.6.weight": {1: kept}}))
+    with torch.no_grad():
+        small.body[0].weight.mul_(1.5)
+    new = repair(small, model, batches(), TASK)
+    images = torch.cat([batch["image"] for batch in batches()])
+    torch.testing.assert_close(new.body[:2](images), model.body[:2](images)[:, kept], atol=1e-4, rtol=1e-4)
+    wanted, found = (Channels.of(m.body[:8](images), 1) for m in (model, new))
+    torch.testing.assert_close(found.variance, wanted.variance, atol=1e-3, rtol=1e-2)
 
 
 def test_dead_channels_are_left_alone() -> None:
