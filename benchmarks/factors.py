@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What factors, structured matrices, turning filters, paired filters and branches cost and bring, at a small scale.
 
-    python benchmarks/factors.py                    every part that is not there yet; about 10 minutes on a quiet core
+    python benchmarks/factors.py                    every part that is not there yet; about 40 minutes on a quiet core
     python benchmarks/factors.py --part lowrank     one part anew
     python benchmarks/factors.py --tables           only write the tables into the cards
 
@@ -211,7 +211,7 @@ def part_crelu() -> Rows:
     return rows
 
 
-def part_training(epochs: int = 3, pictures: int = 1500, widths: Sequence[int] = (8, 16, 32)) -> Rows:
+def part_training(epochs: int = 10, pictures: int = 4000, widths: Sequence[int] = (16, 32, 64)) -> Rows:
     """A small ResNet trained alike in each form, from the same seed."""
     train = batches("train", "resnet_digits", pictures=pictures)
     image = torch.zeros(1, 3, 48, 48)

@@ -174,9 +174,9 @@ OTHERS += [
     ("dynamicvit by threshold", "lvvit"),
     ("dynamicvit by attention", "timm"),
 ]
-OTHERS += [("low rank", name) for name in ("ours", "lvvit", "timm", "transformers", "plain", "sret")]
-OTHERS += [("low rank, on data", "transformers"), ("cp", "plain"), ("monarch", "ours"), ("monarch", "transformers")]
-OTHERS += [("kronecker", "timm"), ("circulant", "timm"), ("circulant", "plain"), ("toeplitz", "lvvit")]
+OTHERS += [("low rank", name) for name in ("ours", "timm", "transformers", "plain")]
+OTHERS += [("low rank, on data", "transformers"), ("cp", "sret"), ("monarch", "ours")]
+OTHERS += [("kronecker", "timm"), ("circulant", "plain"), ("toeplitz", "lvvit")]
 OTHERS += [("butterfly", "transformers"), ("acdc", "ours"), ("crelu", "plain"), ("crelu", "sret"), ("p4", "plain")]
 OTHERS += [("p4, written out, quantize", "plain")]
 CHANGES.update(laws_of_bits.CHANGES)
@@ -390,7 +390,7 @@ ORDERS = [
     ("deit", "dynamicvit"), ("deit", "prune"), ("dynamicvit", "prune"), ("prune", "dynamicvit"), ("prune", "deit"),
     ("prune", "prune by taylor"), ("deit", "quantize"), ("dynamicvit", "quantize"), ("prune", "quantize"),
     ("deit", "dynamicvit", "prune by taylor", "quantize"), ("deit", "prune", "tome", "quantize"), ("tome", "prune"),
-    ("prune", "low rank", "quantize"), ("deit", "monarch", "grouping"), ("low rank", "dynamicvit", "quantize"),
+    ("prune", "low rank", "quantize"), ("deit", "monarch", "grouping"),
     ("recursion", "grouping", "deit", "prune", "quantize"), ("prune", "recursion", "dynamicvit"),
     ("deit", "prune", "sparsify, share"),
 ]  # fmt: skip
