@@ -25,7 +25,7 @@ EVERY = {TOKENS: "what drops or merges some counts the blocks"}
 
 
 @composes(
-    restarting(also(TRAINS, needs={PLAIN: "blocks are made one", **EVERY}, breaks=AGAIN.breaks)),
+    restarting(also(TRAINS, needs={PLAIN: "blocks are made one", ONCE: "", **EVERY}, breaks=AGAIN.breaks)),
     outline=outlines.recursed,
     marks={"share_blocks": AGAIN},
 )
