@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from featherweight import cli_options as options
 from featherweight.console import current, line
-from featherweight.errors import OptionError, clean, shown
+from featherweight.errors import InputError, OptionError, clean, shown
 
 MAX_BYTES = 1 << 30  # of a file with texts
 
@@ -37,6 +38,10 @@ def ask(
         raise OptionError("--question", "goes with --context, and with neither --text nor --source")
     if not question and not text and not source:
         raise OptionError("--text", "is missing: give --text, --source, or --question with --context")
+    if not os.path.lexists(model):
+        raise InputError(
+            model, "missing", "does not exist; name a folder or an exported file, nothing is fetched"
+        )
     asked = {"backend": backend, "device": device, "threads": threads, "tokenizer": tokenizer, "batch_size": batch}
     pipe: Any = pipeline(task, model, **options.given(asked))
     if question:
@@ -63,8 +68,6 @@ def _said(answer: dict[str, Any]) -> str:
 
 def _content(context: str) -> str:
     """The context itself, or what is in the file of that name."""
-    import os
-
     from featherweight.doors import read_input, text_of
 
     if len(context) < 1024 and os.path.isfile(context):

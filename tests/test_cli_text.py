@@ -78,6 +78,11 @@ def test_predict_is_for_pictures(models: Path, capsys: pytest.CaptureFixture[str
     assert "featherweight ask" in capsys.readouterr().err
 
 
+def test_ask_fetches_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ask", "somebody/model", "--text", "king"]) == 2
+    assert "nothing is fetched" in capsys.readouterr().err
+
+
 def test_push_offline_says_so(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["push", str(models / "sentiment"), "somebody/model"]) == 1
     error = capsys.readouterr().err.strip()
