@@ -39,9 +39,7 @@ def ask(
     if not question and not text and not source:
         raise OptionError("--text", "is missing: give --text, --source, or --question with --context")
     if not os.path.lexists(model):
-        raise InputError(
-            model, "missing", "does not exist; name a folder or an exported file, nothing is fetched"
-        )
+        raise InputError(model, "missing", "does not exist; name a folder or an exported file, nothing is fetched")
     asked = {"backend": backend, "device": device, "threads": threads, "tokenizer": tokenizer, "batch_size": batch}
     pipe: Any = pipeline(task, model, **options.given(asked))
     if question:
