@@ -82,7 +82,7 @@ class Container:
             raise InputError(self._path, "checksum", text)
         view, streams, place = memoryview(data), [], 0
         for stream, size in zip(entry.packed.streams, entry.sizes, strict=True):
-            streams.append(Coded(stream.coder, stream.count, view[place : place + size]))  # type: ignore[arg-type]
+            streams.append(Coded(stream.coder, stream.count, view[place : place + size]))
             place += size
         form = entry.packed
         with door(self._path, "corrupt", f"{label} cannot be decoded"):

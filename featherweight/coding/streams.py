@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from featherweight.doors.stored import Buffer
 from featherweight.errors import OptionError, closest, missing_extra
 
 from . import huffman, rans
@@ -36,7 +37,7 @@ class Coded:
 
     coder: str
     count: int
-    data: bytes
+    data: Buffer
 
 
 def encode(symbols: Array, coder: str = AUTO) -> Coded:
@@ -45,11 +46,11 @@ def encode(symbols: Array, coder: str = AUTO) -> Coded:
         raise OptionError("coder", f"no {coder!r}; {closest(coder, CHOICES)}Known: {', '.join(CHOICES)}")
     count = len(symbols)
     raw = Coded("raw", count, symbols.tobytes())
-    if count == 0 or coder == "raw":
+    if count < SHORT or coder == "raw":
         return raw
     if bool((symbols == symbols[0]).all()):
         return Coded("same", count, symbols[:1].tobytes())
-    if count < SHORT or entropy_bytes(np.bincount(symbols, minlength=256)) > RANDOM * count:
+    if entropy_bytes(np.bincount(symbols, minlength=256)) > RANDOM * count:
         return raw
     if coder != AUTO:
         found = Coded(coder, count, _ENCODERS[coder](symbols))
