@@ -44,17 +44,24 @@ def of_lowrank(found: dict[str, Rows]) -> str:
 
 
 def of_structured(found: dict[str, Rows]) -> str:
+    text = "The relative error of the fit to the trained MLP layers of `vit_digits`, with about a quarter of the\n"
+    text += "weights (mean); so far from the trained weights, training has to follow:\n\n"
+    errors = [[row["matrix"], f"{row['error']:.2f}"] for row in found["structured"] if "error" in row]
+    text += table(["matrix", "error"], errors)
+    if "structured_speed" not in found:
+        return text + "\nSpeed of the layers: not run yet.\n"
     body = []
-    for row in found["structured"]:
-        cells = [row["matrix"], f"{row['error']:.2f}" if "error" in row else "–"]
+    for row in found["structured_speed"]:
+        cells = [row["matrix"]]
         for n in SIZES:
             ratios = " / ".join(f"{row[f'ratio {n}'][runtime]:.2f}×" for runtime in RUNTIMES)
             cells.append(f"{row[f'params {n}']:.2f}: {ratios}")
         body.append(cells)
-    text = "About a quarter of the weights: the relative error of the fit to the trained MLP layers of `vit_digits`\n"
-    text += "(mean), and one n x n layer on 196 tokens: its share of the weights, and how many times faster than the\n"
-    text += "dense layer in ONNX Runtime / OpenVINO, one thread, float32:\n\n"
-    return text + table(["matrix", "error", *(f"n = {n}" for n in SIZES)], body)
+    text += (
+        "\nOne n x n layer on 196 tokens: its share of the weights, and how many times faster than the dense one in\n"
+    )
+    text += "ONNX Runtime / OpenVINO, one thread, float32:\n\n"
+    return text + table(["matrix", *(f"n = {n}" for n in SIZES)], body)
 
 
 def trained(found: dict[str, Rows], word: str) -> str:

@@ -112,7 +112,10 @@ class Toeplitz(Matrix):
 
     @torch.no_grad()
     def project(self, weight: Tensor) -> None:
-        """The strongest part of its displacement: exact for a matrix of that displacement rank, near for others."""
+        """The strongest part of its displacement: exact for a matrix of that displacement rank.
+
+        For others what was left out adds up along the diagonals, so the result is scaled to where it is nearest.
+        """
         rank = self.g.shape[1]
         full = padded(weight, self.n, self.n)
         right = torch.cat([full[:, 1:], -full[:, :1]], dim=1)  # W Z₋₁
@@ -120,6 +123,8 @@ class Toeplitz(Matrix):
         root = values[:rank].sqrt()
         self.g.copy_(u[:, :rank] * root)
         self.h.copy_(v[:rank].T * root)
+        found = self.dense().to(weight)
+        self.g.mul_(float((found * weight).sum() / found.square().sum().clamp(min=1e-30)))
 
     def extra_repr(self) -> str:
         return f"{self.inputs}, {self.outputs}, rank={self.g.shape[1]}"

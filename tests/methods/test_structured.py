@@ -74,7 +74,7 @@ def test_more_weights_fit_a_random_matrix_better_and_all_of_them_exactly(name: s
         matrix = MATRICES[name](16, 16, **options).double()
         matrix.project(dense)
         errors.append(float((matrix.dense().detach() - dense).norm() / dense.norm()))
-    assert errors[0] > errors[1] > errors[2]
+    assert 1 > errors[0] > errors[1] > errors[2]  # never farther than nothing is
     assert errors[2] < (0.5 if name == "butterfly" else 1e-9)  # a sum of butterflies is fitted greedily
 
 
