@@ -80,14 +80,13 @@ class Ranked:
         if isinstance(ratio, Mapping):
             raise OptionError("ratio", f"is given by layer, which scope {scope!r} decides; use scope='uniform'")
         counts = [0] * len(self.groups)
-        for kind in dict.fromkeys(self.kinds):
-            places = [i for i, other in enumerate(self.kinds) if scope == "global" or other == kind]
-            ranked = {i: per_mean(self.scores[i]) for i in places}
+        kinds = self.kinds if scope == "isomorphic" else ("",) * len(self.groups)
+        for kind in dict.fromkeys(kinds):
+            ranked = {i: per_mean(self.scores[i]) for i, other in enumerate(kinds) if other == kind}
             everything = torch.cat(list(ranked.values())).sort().values
-            cut = int(ratio * len(everything) + 0.5)
-            limit = everything[min(cut, len(everything) - 1)]
-            for i in places:
-                counts[i] = _rounded(float((ranked[i] >= limit).sum()), self.groups[i].channels, step)
+            limit = everything[min(int(ratio * len(everything) + 0.5), len(everything) - 1)]
+            for i, score in ranked.items():
+                counts[i] = _rounded(float((score >= limit).sum()), self.groups[i].channels, step)
         return counts
 
 
