@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 from ..method import Method, Pass
-from .distill import taught
+from .distill import check_teacher, taught
 
 
 def uncorrelated(a: Tensor, b: Tensor) -> Tensor:
@@ -46,6 +46,11 @@ class DIST(Method):
                 raise OptionError(name, f"{getattr(self, name)!r} is not 0 or more")
         if not self.temperature > 0:
             raise OptionError("temperature", f"{self.temperature!r} is not above 0")
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The model as it is. OptionError for a teacher of other classes, where both tell; else the first loss does."""
+        check_teacher(model, self.teacher)
+        return model
 
     def loss(self, terms: dict[str, Tensor], run: Pass) -> dict[str, Tensor]:
         inter, intra = relations(run.output, taught(run.output, run, self.teacher), self.temperature)

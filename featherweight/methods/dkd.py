@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..errors import OptionError
 from ..method import Method, Pass
-from .distill import taught
+from .distill import check_teacher, taught
 
 
 def decoupled(logits: Tensor, teacher: Tensor, label: Tensor, temperature: float = 4.0) -> tuple[Tensor, Tensor]:
@@ -66,6 +66,11 @@ class DKD(Method):
             raise OptionError("temperature", f"{self.temperature!r} is not above 0")
         if not 0 <= self.warmup <= 1:
             raise OptionError("warmup", f"{self.warmup!r} is not a share of the run, 0..1")
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The model as it is. OptionError for a teacher of other classes, where both tell; else the first loss does."""
+        check_teacher(model, self.teacher)
+        return model
 
     def loss(self, terms: dict[str, Tensor], run: Pass) -> dict[str, Tensor]:
         answer = taught(run.output, run, self.teacher)

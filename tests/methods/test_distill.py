@@ -25,6 +25,8 @@ from featherweight.methods.distill import (
     mse,
     soft_cross_entropy,
 )  # fmt: skip
+from featherweight.methods.dist import DIST
+from featherweight.methods.dkd import DKD
 from featherweight.methods.dynamicvit import DynamicViT
 from featherweight.models import zoo
 from featherweight.tasks.classification import Classification
@@ -150,7 +152,7 @@ def test_every_method_refuses_such_a_teacher_when_it_prepares() -> None:
     ]
     for other in others:
         assert classes_of(other) == 7
-        for method in (Distill(other), TokenDistill(other), DynamicViT(other, at=[1])):
+        for method in (Distill(other), DKD(other), DIST(other), TokenDistill(other), DynamicViT(other, at=[1])):
             with pytest.raises(OptionError, match="teacher: answers with 7 classes, the student with 5"):
                 method.prepare(vit)
     fit_to = zoo.create("resnet_digits", image_size=[16, 16], num_classes=5)
