@@ -62,7 +62,7 @@ def test_depth_is_counted_outside_texts_only() -> None:
     door.parse(deep, "t")
     assert reason(f"[{deep}]") == "bad_json"
     assert door.parse('["' + "[" * 1000 + '"]', "t") == ["[" * 1000]
-    assert door.parse('["' + "\\\\\\\"[" * 1000 + '"]', "t") == ['\\"[' * 1000]
+    assert door.parse('["' + '\\\\\\"[' * 1000 + '"]', "t") == ['\\"[' * 1000]
 
 
 def test_not_a_number_is_let_through_on_request() -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from featherweight.data import Augment
 from featherweight.errors import OptionError
 from featherweight.methods.deit import TokenDistill
+from featherweight.methods.dist import DIST
 from featherweight.methods.distill import (
     DISTANCES,
     Distill,
@@ -25,7 +26,6 @@ from featherweight.methods.distill import (
     mse,
     soft_cross_entropy,
 )  # fmt: skip
-from featherweight.methods.dist import DIST
 from featherweight.methods.dkd import DKD
 from featherweight.methods.dynamicvit import DynamicViT
 from featherweight.models import zoo
