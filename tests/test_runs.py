@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from featherweight import anatomy, artifact, deploy, files, fitting, recipe, report, runs, steps, work
+from featherweight import anatomy, artifact, deploy, files, fitting, recipe, report, runs, steps_quantize, work
 from featherweight.data import Data
 from featherweight.errors import CheckFailed, FeatherweightError, InputError, OptionError
 from featherweight.interrupt import Interrupted
@@ -145,7 +145,7 @@ def forbidden(*_: Any, **__: Any) -> Any:
 def test_a_second_start_does_nothing_again(whole: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     before = {name: (whole[0] / "tiny" / name).read_bytes() for name in ("model/model.safetensors", "metrics.csv")}
     monkeypatch.setattr(runs, "_load", lambda plan: Data("digits", "digits", *_parts(plan), fingerprint="f"))
-    for module, name in ((fitting, "fit"), (steps, "to_int8"), (deploy, "write"), (deploy, "_race")):
+    for module, name in ((fitting, "fit"), (steps_quantize, "to_int8"), (deploy, "write"), (deploy, "_race")):
         monkeypatch.setattr(module, name, forbidden)
     told = tiny.Told()
     runs.run(whole[0] / "tiny" / "config.yaml", progress=told)

@@ -75,7 +75,7 @@ def test_srets_depths_are_mixed_and_cut_and_a_restart_begins_at_the_beginning(tm
         (["baseline", {"grouping": {"groups": 5}}], r"steps\[1\].grouping: groups: 5 does not divide the 36 patches"),
         (["baseline", {"recursion": {"loops": 3}}], r"steps\[1\].recursion: loops: 3 does not divide the 2 blocks"),
         (["baseline", "recursion", {"tokens": {"at": [1]}}], r"steps\[2\].tokens: at: no block 1: the model has 1"),
-        (["baseline", {"grouping": {"at": [0]}}, "tokens"], "attention in groups cannot follow"),
+        (["baseline", {"grouping": {"at": [0]}}, "tokens"], "groups have a fixed number of tokens"),
         (["baseline", "mixed_depth"], "steps.1..mixed_depth: VisionTransformer runs no block several times"),
         (["baseline", "recursion", {"depth": {"loops": 3}}], r"steps\[2\].depth: loops: 3 is not from 1 to 2"),
         ([{"recursion": {"loops": 2}}], "there is no model yet"),
@@ -88,5 +88,5 @@ def test_what_cannot_be_is_said_before_anything_is_trained(steps: list[Any], say
 
 def test_a_restart_is_of_the_model_as_it_was() -> None:
     tiny_runs.plan(steps=["baseline", "recursion", {"recursion": {"loops": 1, "unique": 2, "restart": True}}])
-    with pytest.raises(InputError, match="run several times already"):
+    with pytest.raises(InputError, match="once is enough"):
         tiny_runs.plan(steps=["baseline", "recursion", {"recursion": {"loops": 1, "unique": 1}}])

@@ -130,7 +130,7 @@ def test_operators_are_those_of_pytorch(name: str) -> None:
 @pytest.mark.parametrize(
     ("function", "text"),
     [
-        (lambda x: x.cumsum(1), "the operator aten.cumsum"),
+        (lambda x: x.tan(), "the operator aten.tan"),
         (lambda x: F.max_pool2d(x, 2, dilation=2), "dilation=2|dilation=.2, 2"),
         (lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), "is_causal=True"),
         (lambda x: x.clone().view(-1, 48, 16).add_(1), "in place on a view"),
@@ -233,13 +233,13 @@ def test_an_operator_without_words_goes_through_pytorch(tmp_path: Path) -> None:
             self.head = nn.Linear(48, 5)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(x.cumsum(2).mean(3).flatten(1))
+            return self.head(x.tan().mean(3).flatten(1))
 
     torch.manual_seed(0)
     small = quantize(Odd(), [{"image": images()}], TASK)
     done = to_onnx.export(small, images(2), tmp_path / "m.onnx", batches=[{"image": images(16)}])
     proto = onnx.load(done.path)
-    assert {"CumSum", "QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in proto.graph.node}
+    assert {"Tan", "QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in proto.graph.node}
     assert onnx.TensorProto.INT8 in {tensor.data_type for tensor in proto.graph.initializer}
     assert b".py" not in done.path.read_bytes()
     assert not proto.graph.value_info
