@@ -267,6 +267,11 @@ def test_both_readmes_say_the_same() -> None:
     assert len([one for one in english if one.startswith("console")]) >= 5
 
 
+def test_every_card_is_in_the_list_of_methods() -> None:
+    listed = re.findall(r"\(methods/(\w+)\.md\)", (ROOT / "docs" / "methods.md").read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(path.stem for path in (ROOT / "docs" / "methods").glob("*.md"))
+
+
 def test_the_chinese_readme_is_chinese() -> None:
     text = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
     prose = re.sub(r"```.*?```|<!-- measured:begin.*?measured:end -->|`[^`]*`", "", text, flags=re.DOTALL)
