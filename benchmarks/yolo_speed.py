@@ -102,6 +102,7 @@ def models(image: Tensor) -> dict[str, nn.Module]:
 
 def written(merged: nn.Module, images: Tensor, folder: Path) -> dict[str, tuple[Path, str, str]]:
     """Runner's name -> file, backend, precision."""
+    folder.mkdir(parents=True, exist_ok=True)
     about = describe(task="object-detection", preprocess=zoo.entry("yolov7_tiny").preprocess)
     detector.export(merged, folder / "float.onnx", images[:2], dynamic=False, metadata=about)
     int8 = quantized(merged, images[:CALIBRATION])
@@ -228,6 +229,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=150.0, help="of each race")
     parser.add_argument("--also", action="append", default=[], help="NAME=FILE.onnx, raced in both runtimes")
+    parser.add_argument("--frames", action="store_true", help="measure the end-to-end rows alone, keep the races")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     return parser.parse_args(argv)
 
@@ -257,6 +259,8 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             trained = fuse(artifact.load(options.model).eval(), images[:1])
             shown = written(trained, images, Path(folder) / "trained")
         frame_rows = end_to_end(shown, pictures, options.threads)
+        if options.frames:
+            return {**json.loads(RESULTS.read_text(encoding="utf-8")), "frames": frame_rows}
         for pair in options.also:
             name, _, path = pair.partition("=")
             for backend, precision in (("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "bf16")):
