@@ -7,7 +7,6 @@ What they do is real, at a tiny scale: a few dozen pictures, one epoch, a model 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import re
 import shlex
 import sys
@@ -21,6 +20,7 @@ import numpy as np
 import pytest
 from fake_report import fake
 from PIL import Image
+from scripts import tool
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -46,15 +46,6 @@ class Block:
 
 def blocks(path: Path) -> list[Block]:
     return [Block(kind, text) for kind, text in FENCE.findall(path.read_text(encoding="utf-8"))]
-
-
-def tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
 
 
 def module(name: str) -> dict[str, Any]:

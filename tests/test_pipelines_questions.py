@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_text
+from tiny_text import same
 
 from featherweight import artifact, pipeline
 from featherweight.errors import InputError, OptionError
@@ -39,18 +40,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def answer(files: Path) -> Any:
     return pipeline("question-answering", files / "model.onnx")
-
-
-def same(ours: Any, theirs: Any) -> None:
-    if isinstance(theirs, list):
-        assert isinstance(ours, list) and len(ours) == len(theirs)
-        for one, other in zip(ours, theirs, strict=True):
-            same(one, other)
-        return
-    assert list(ours) == list(theirs) == ["score", "start", "end", "answer"]
-    assert {**ours, "score": 0} == {**theirs, "score": 0}
-    assert [type(value) for value in ours.values()] == [float, int, int, str]
-    assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
 
 
 @pytest.mark.parametrize("place", ["ours", "model.onnx", "openvino/openvino_model.xml"])

@@ -16,6 +16,7 @@ import pytest
 import tiny_text
 import torch
 from PIL import Image
+from tiny_text import same
 
 from featherweight import artifact, pipeline
 from featherweight.errors import FeatherweightError, InputError, OptionError
@@ -52,18 +53,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def classify(files: Path) -> Any:
     return pipeline("sentiment-analysis", files / "model.onnx")
-
-
-def same(ours: Any, theirs: Any) -> None:
-    """Equal, but for the last digits of a score."""
-    if isinstance(theirs, list):
-        assert isinstance(ours, list) and len(ours) == len(theirs)
-        for one, other in zip(ours, theirs, strict=True):
-            same(one, other)
-        return
-    assert list(ours) == list(theirs) == ["label", "score"]
-    assert ours["label"] == theirs["label"] and type(ours["score"]) is float
-    assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
 
 
 INPUTS: tuple[Any, ...] = (

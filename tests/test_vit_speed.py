@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import scripts
 import torch
 from torch import nn
 
@@ -21,11 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def loaded() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("vit_speed", ROOT / "benchmarks" / "vit_speed.py")
-    assert spec is not None and spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    return scripts.benchmark("vit_speed")
 
 
 @pytest.fixture

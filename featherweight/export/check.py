@@ -27,6 +27,7 @@ from featherweight.runtime.preprocess import Preprocess
 from featherweight.runtime.session import Session
 
 ROUNDING = (Quantizer, DynamicLinear, BinaryInputs)  # layers for which the last bits may decide
+HALF_DB = 50.0  # of weights stored in 16 bits: 11 of each are left
 NEAR_TIES_DB = 35.0  # where tokens are chosen, two whose scores differ in the last bit may change places
 
 

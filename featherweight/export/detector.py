@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import featherweight
 from featherweight.errors import CheckFailed, OptionError, closest
 from featherweight.export import suppression
-from featherweight.export.check import ROUNDING, Exported, rounding_noise
+from featherweight.export.check import HALF_DB, ROUNDING, Exported, rounding_noise
 from featherweight.export.graph import OPSET
 from featherweight.export.translate import translate
 from featherweight.files import publish
@@ -40,7 +40,6 @@ FORMS = ("raw", "decoded", "end2end")
 INPUT = "images"
 CHECKED = Nms.validation()  # the thresholds at which end2end is compared
 CURVE_DB = 15.0  # of the falling scores of end2end, see `_of_detections`; 23 were seen of an untrained network
-HALF_DB = 50.0  # 11 bits of each weight are left
 NEAR = 0.1  # pixels, and thousandths of a score
 LARGEST = 16384  # pixels of a side
 

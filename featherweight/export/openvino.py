@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from featherweight.doors import onnx as door
 from featherweight.errors import OptionError, missing_extra
 from featherweight.export import detector, text
-from featherweight.export.check import Calls, Exported, floor, least_snr_db, parity
+from featherweight.export.check import HALF_DB, Calls, Exported, floor, least_snr_db, parity
 from featherweight.export.graph import OPSET
 from featherweight.files import publish
 from featherweight.runtime.parity import Parity, check
-from featherweight.runtime.session import open_session, silence
+from featherweight.runtime.session import Session, open_session, silence
 from featherweight.runtime.tokens import METADATA, Tokens
 
 NAME = "openvino_model.xml"  # the name optimum-intel looks for
@@ -45,19 +45,18 @@ def export(
     half: store the weights that are not int8 in 16 bits (OpenVINO's own default); half the size, and about 1e-3 of each
     weight lost. batches: images on which OpenVINO must answer like the model, computing in float32; else CheckFailed.
     """
-    path = _xml(path)
-    with tempfile.TemporaryDirectory() as folder:
-        unchecked = Path(folder, NAME)
-        convert(onnx_file, unchecked, half=half)
-        batches = tuple(batches)
-        found = parity(model, open_session(unchecked, backend="openvino"), batches, task)
+    batches = tuple(batches)
+
+    def compared(session: Session) -> Parity:
+        found = parity(model, session, batches, task)
         lowest = least_snr_db(model)
         if lowest is None and half and found.dtype == "float32":
-            lowest = 50.0  # 11 bits of each weight are left
+            lowest = HALF_DB
         limits = {"min_agreement": min_agreement, "min_snr_db": lowest if min_snr_db is None else min_snr_db}
         check(found, floor=floor(model, batches, task), **limits)
-        weights, graph = unchecked.with_suffix(".bin").read_bytes(), unchecked.read_bytes()
-    return _published(path, weights, graph, found)
+        return found
+
+    return _written(onnx_file, path, half, compared)
 
 
 def export_detector(
@@ -72,14 +71,13 @@ def export_detector(
     min_snr_db: float | None = None,
 ) -> Exported:
     """The same of a file that `export.detector` made; images: prepared for the model, (B, 3, H, W)."""
-    path = _xml(path)
-    with tempfile.TemporaryDirectory() as folder:
-        unchecked = Path(folder, NAME)
-        convert(onnx_file, unchecked, half=half)
-        found = detector.parity(model, open_session(unchecked, backend="openvino"), images, form)
+
+    def compared(session: Session) -> Parity:
+        found = detector.parity(model, session, images, form)
         detector.checked(found, model, images, form, half=half, min_agreement=min_agreement, min_snr_db=min_snr_db)
-        weights, graph = unchecked.with_suffix(".bin").read_bytes(), unchecked.read_bytes()
-    return _published(path, weights, graph, found)
+        return found
+
+    return _written(onnx_file, path, half, compared)
 
 
 def export_text(
@@ -93,27 +91,25 @@ def export_text(
     min_snr_db: float | None = None,
 ) -> Exported:
     """The same of a file that `export.text` made, with the tokenizer that is in it; texts: what is compared."""
-    path = _xml(path)
-    with tempfile.TemporaryDirectory() as folder:
-        unchecked = Path(folder, NAME)
-        convert(onnx_file, unchecked, half=half)
-        session = open_session(unchecked, backend="openvino")
+
+    def compared(session: Session) -> Parity:
         tokens = Tokens.from_metadata(session.metadata.get(METADATA, ""), onnx_file)
-        lowest = 50.0 if half and min_snr_db is None else min_snr_db
-        found = text.checked(model, session, tokens, texts, min_agreement=min_agreement, min_snr_db=lowest)
-        weights, graph = unchecked.with_suffix(".bin").read_bytes(), unchecked.read_bytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return _published(path, weights, graph, found)
+        lowest = HALF_DB if half and min_snr_db is None else min_snr_db
+        return text.checked(model, session, tokens, texts, min_agreement=min_agreement, min_snr_db=lowest)
+
+    return _written(onnx_file, path, half, compared)
 
 
-def _xml(path: str | Path) -> Path:
+def _written(onnx_file: str | Path, path: str | Path, half: bool, compared: Callable[[Session], Parity]) -> Exported:
+    """Convert, compare, and only then publish; `compared` raises CheckFailed where the answers differ too much."""
     path = Path(path)
     if path.suffix != ".xml":
         raise OptionError("path", f"an OpenVINO model is an .xml file, not {path.name!r}")
-    return path
-
-
-def _published(path: Path, weights: bytes, graph: bytes, found: Parity) -> Exported:
+    with tempfile.TemporaryDirectory() as folder:
+        unchecked = Path(folder, NAME)
+        convert(onnx_file, unchecked, half=half)
+        found = compared(open_session(unchecked, backend="openvino"))
+        weights, graph = unchecked.with_suffix(".bin").read_bytes(), unchecked.read_bytes()
     publish(path.with_suffix(".bin"), weights)
     publish(path, graph)
     return Exported(path, found.max_abs_difference, OPSET, len(weights) + len(graph), found)
