@@ -25,7 +25,7 @@ from compression_plan import PARTS, ROWS, TRIALS, chosen, trial
 from results import fill, table
 from study_plan import WHOLE, Trial
 from study_table import Results, outcome, spread
-from vit_study import ROOT, clocked, folder_of, view, work_through
+from vit_study import ROOT, clocked, folder_of, told, view, work_through
 
 from featherweight import data, files, measure, recipe, runs
 from featherweight.data import Data
@@ -69,23 +69,9 @@ def carried_out(one: Trial, seed: int, out: Path, source: Data, **planning: Any)
         if (model := work.model) is None:
             raise ValueError(f"{one.name} makes no model")
         logits, labels = work.task.predictions(model, work.batches("test", size=100).epoch(0))
-    example = next(iter(work.batches("test", size=1, limit=1).epoch(0)))["image"]
     weights = measure.size(folder / "model" / "model.safetensors")
-    return {
-        "trial": one.name,
-        "seed": plan.seed,
-        "recipe": one.recipe,
-        "overrides": list(one.overrides),
-        "train": {key: value for key, value in recipe.plain(plan)["train"].items() if value is not None},
-        "steps": recipe.plain(plan)["steps"],
-        "params": measure.parameters(model),
-        "macs": measure.macs(model, example),
-        "weights_bytes": weights,
-        **raced(work.results),
-        "cpu_minutes": round(clock() / 60, 2),
-        "machine": measure.machine(),
-        "views": {WHOLE: view(logits, labels)},
-    }
+    found = {**told(one, plan, work, model, clock()), "weights_bytes": weights, **raced(work.results)}
+    return {**found, "views": {WHOLE: view(logits, labels)}}
 
 
 def raced(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -115,19 +115,25 @@ def carried_out(trial: Trial, seed: int, out: Path, source: Data) -> dict[str, A
         if (model := work.model) is None:
             raise ValueError(f"{trial.recipe} makes no model")
         views, labels = answers(work, model)
+    found = told(trial, plan, work, model, clock())
+    return {**found, "views": {name: view(logits, labels) for name, logits in views.items()}}
+
+
+def told(trial: Trial, plan: Recipe, work: Work, model: nn.Module, seconds: float) -> dict[str, Any]:
+    """What every result says of a training: what was asked, what came out, and what it cost."""
     example = next(iter(work.batches("test", size=1, limit=1).epoch(0)))["image"]
+    said = recipe.plain(plan)
     return {
         "trial": trial.name,
         "seed": plan.seed,
         "recipe": trial.recipe,
         "overrides": list(trial.overrides),
-        "train": {key: value for key, value in recipe.plain(plan)["train"].items() if value is not None},
-        "steps": recipe.plain(plan)["steps"],
+        "train": {key: value for key, value in said["train"].items() if value is not None},
+        "steps": said["steps"],
         "params": measure.parameters(model),
         "macs": measure.macs(model, example),
-        "cpu_minutes": round(clock() / 60, 2),
+        "cpu_minutes": round(seconds / 60, 2),
         "machine": measure.machine(),
-        "views": {name: view(logits, labels) for name, logits in views.items()},
     }
 
 
