@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -128,9 +128,9 @@ class QAT(Method):
             norm.settled.fill_(progress >= self.freeze_at)
 
     def finish(self, model: nn.Module) -> nn.Module:
-        plain = copy.deepcopy(model)
-        record(plain, edits_of(model))
-        trained = all_of(model, Rounded)
+        plain, trained = copy.deepcopy(model), all_of(model, Rounded)
+        inside = {f"{path}.layer": path for path in trained}  # where other methods found a layer while it was rounded
+        record(plain, [replace(edit, path=inside.get(edit.path, edit.path)) for edit in edits_of(model)])
         with torch.no_grad():
             for path, host in all_of(plain, Rounded).items():
                 host.layer.weight.copy_(host.rounding(host.layer.weight))

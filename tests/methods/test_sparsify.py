@@ -390,14 +390,15 @@ def test_pattern_of_text() -> None:
     assert gradual.GradualPruning(pattern="4x1").pattern == "4x1"
 
 
+@pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("first", [True, False])
-def test_zeros_stay_zeros_in_integers(first: bool, tmp_path: Path) -> None:
-    """Pruned before or while it learns its rounding: the codes of what is gone are zero."""
+def test_zeros_stay_zeros_in_integers(first: bool, order: int, tmp_path: Path) -> None:
+    """Pruned before or while it learns its rounding, named before or after it: the codes of what is gone are zero."""
     family = FAMILIES["ours"]
     rounding = QAT(family.task, list(Images().epoch(0)), activations=None)
     model = sparsify.sparsify(family.make(), sparsity=0.7) if first else family.make()
     method = KeepMasks() if first else GradualPruning(0.7, scope="layer", updates=2)
-    new = fit(model, Images(), family.task, methods=[method, rounding])
+    new = fit(model, Images(), family.task, methods=[method, rounding][::order])
     codes = [tensor for tensor in new.state_dict().values() if tensor.dtype == torch.int8]
     zeros = sum(int((code == 0).sum()) for code in codes) / sum(code.numel() for code in codes)
     assert 0.69 < zeros < 0.8
