@@ -18,7 +18,7 @@ PARTS = {  # the study's questions
 }
 DENSE = ("model.config.widths=[16, 32, 64]",)  # the network that is compressed, and the small one's teacher
 VIT = ("model={name: vit_cifar}", "train.lr=2.0e-3")
-TUNED = "epochs: 4, lr: 1.0e-3"  # of what goes on from a trained network
+TUNED = "epochs: 3, lr: 1.0e-3"  # of what goes on from a trained network
 MIDDLE = "pairs: {layer2: layer2, layer3: layer3}"
 
 
@@ -67,7 +67,7 @@ TRIALS: tuple[Trial, ...] = (  # what others need comes first
     _taught("fitnets", "FitNets", "{fitnets: {hint: layer2, guided: layer2}}"),
     _alone("one", "ONE, 3 branches", "{one: {at: [layer3, fc]}}"),
     _pruned("one_shot", "at once", f"sparsity: 0.9, how: one_shot, {TUNED}"),
-    _pruned("iterative", "in 2 rounds", "sparsity: 0.9, how: iterative, rounds: 2, epochs: 2, lr: 1.0e-3"),
+    _pruned("iterative", "in 3 rounds", "sparsity: 0.9, how: iterative, rounds: 3, epochs: 1, lr: 1.0e-3"),
     _turned("p4", "p4, 2 times the channels", "[16, 32, 64]", "p4"),
     _turned("p4m", "p4m, 2.83 times the channels", "[24, 48, 88]", "p4m"),
     _rounded("qat8", "8 bits", f"{{qat: {{weights: int8, {TUNED}}}}}"),
