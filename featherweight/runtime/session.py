@@ -1,30 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open an exported file and run it with ONNX Runtime or OpenVINO. No torch, no network, nothing written to disk.
+"""Open an exported file and run it with ONNX Runtime or OpenVINO. No torch, no network, nothing written unasked.
 
 Both runtimes look up foreign hosts and write to the home folder when they are imported; `silence` prevents that and
-must have run before the first import of either, which is why every session is opened here.
+must have run before the first import of either, which is why every session is opened here. What each needs: `ort`,
+`ov`. Torch modules under the same interface: `featherweight.sessions`.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featherweight.coding import SUFFIX
-from featherweight.errors import InputError, OptionError, closest, missing_extra
+from featherweight.errors import InputError, OptionError, closest
+
+if TYPE_CHECKING:
+    from featherweight.runtime.profiling import LayerTime
 
 Array = NDArray[Any]
+Arrays = dict[str, Array]
 BACKENDS = ("onnxruntime", "openvino")
 PRECISIONS = ("f32", "bf16", "auto")
+MODES = ("latency", "throughput")
 GRAPHS = (".onnx", SUFFIX)
-MAX_XML_BYTES = 64 << 20  # the graph of an OpenVINO model; its weights are in the .bin beside it
 
 
 class Port(NamedTuple):
@@ -35,12 +40,23 @@ class Port(NamedTuple):
     dtype: str  # NumPy's name
 
 
+class How(NamedTuple):
+    """How a file is to be run; every field has been checked."""
+
+    threads: int
+    precision: str = "f32"
+    mode: str = "latency"
+    streams: int | None = None  # throughput: answers worked on at once; the runtime's own choice unless given
+    cache: Path | None = None  # where what was compiled is kept for the next process
+    profile: bool = False
+
+
 class Session:
-    """A compiled model with the conditions it runs under; `run` is the only thing it does."""
+    """A compiled model with the conditions it runs under: `run` for one answer, `stream` for many."""
 
     def __init__(
         self,
-        run: Callable[[dict[str, Array]], dict[str, Array]],
+        run: Callable[[Arrays], Arrays],
         *,
         inputs: tuple[Port, ...],
         outputs: tuple[Port, ...],
@@ -48,13 +64,48 @@ class Session:
         backend: str,
         dtype: str,
         threads: int,
+        mode: str = "latency",
+        in_flight: int = 1,
+        warm: bool = False,
+        lend: Callable[[Arrays], Arrays] | None = None,
+        submit: Callable[[Arrays], Callable[[], Arrays]] | None = None,
+        layers: Callable[[Arrays], list[LayerTime]] | None = None,
     ) -> None:
-        self._run = run
+        self._run, self._lend, self._submit, self._layers = run, lend or run, submit, layers
         self.inputs, self.outputs, self.metadata = inputs, outputs, metadata
         self.backend, self.dtype, self.threads = backend, dtype, threads
+        self.mode, self.in_flight = mode, in_flight
+        self.warm = warm  # whether it came compiled from the cache
 
-    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs by name. An OptionError names the input that is missing, too much, or of a wrong type or shape."""
+    def run(self, arrays: Mapping[str, Array], *, copy: bool = True) -> Arrays:
+        """Outputs by name. An OptionError names the input that is missing, too much, or of a wrong type or shape.
+
+        copy=False: the outputs are the runtime's own memory, written over by the next call.
+        """
+        checked = self._checked(arrays)
+        return self._run(checked) if copy else self._lend(checked)
+
+    def stream(self, feeds: Iterable[Mapping[str, Array]]) -> Iterator[Arrays]:
+        """The answers in order, `in_flight` of them worked on at once where it was opened for throughput."""
+        waiting: deque[Callable[[], Arrays]] = deque()
+        for arrays in feeds:
+            checked = self._checked(arrays)
+            if self._submit is None:
+                yield self._run(checked)
+                continue
+            if len(waiting) == self.in_flight:
+                yield waiting.popleft()()
+            waiting.append(self._submit(checked))
+        while waiting:
+            yield waiting.popleft()()
+
+    def layers(self, arrays: Mapping[str, Array]) -> list[LayerTime]:
+        """What each operator of one answer took; OptionError unless it was opened with profile=True."""
+        if self._layers is None:
+            raise OptionError("profile", "open the model with profile=True to see what its layers take")
+        return self._layers(self._checked(arrays))
+
+    def _checked(self, arrays: Mapping[str, Array]) -> Arrays:
         ports = {port.name: port for port in self.inputs}
         for name in arrays:
             if name not in ports:
@@ -63,7 +114,7 @@ class Session:
             if port.name not in arrays:
                 raise OptionError("inputs", f"{port.name!r} is missing")
             _fits(port, arrays[port.name])
-        return self._run({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
     def __repr__(self) -> str:
         return f"Session({self.backend}, {self.dtype}, {self.threads} threads)"
@@ -83,7 +134,15 @@ def available_threads() -> int:
 
 
 def open_session(
-    path: str | Path, *, backend: str | None = None, threads: int | None = None, precision: str | None = None
+    path: str | Path,
+    *,
+    backend: str | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+    mode: str = "latency",
+    streams: int | None = None,
+    cache: str | Path | bool | None = None,
+    profile: bool = False,
 ) -> Session:
     """Check the file, compile it and return a `Session`.
 
@@ -91,17 +150,56 @@ def open_session(
     threads: by default all processors this process may use.
     precision: of the arithmetic that is not int8. "f32" by default, so that results compare; OpenVINO also takes
     "bf16" and "auto" (what it thinks fastest). What it came to is `Session.dtype`.
+    mode: "latency" for one answer at a time, "throughput" for `Session.stream` with several in flight, as many as
+    `streams` says or the runtime thinks best.
+    cache: a folder that keeps what was compiled for the next process; True is the user's cache folder.
+    profile: measure what each layer takes, which slows the whole; for `Session.layers`.
     """
     path = Path(path)
     backend = _backend(path, backend)
-    threads = available_threads() if threads is None else threads
-    if threads < 1:
-        raise OptionError("threads", f"must be at least 1, not {threads}")
-    if precision not in (None, *PRECISIONS):
-        known = ", ".join(PRECISIONS)
-        raise OptionError("precision", f"no {precision!r}; {closest(str(precision), PRECISIONS)}Known: {known}")
+    how = checked(threads=threads, precision=precision, mode=mode, streams=streams, cache=cache, profile=profile)
+    return opened(path, backend, how)
+
+
+def opened(path: Path, backend: str, how: How, data: bytes | None = None) -> Session:
+    """A session on a file, or on the bytes of an ONNX graph that stand for it."""
     silence()
-    return (_onnxruntime if backend == "onnxruntime" else _openvino)(path, threads, precision or "f32")
+    if backend == "onnxruntime":
+        from featherweight.runtime import ort
+
+        return ort.open_file(path, how, data)
+    from featherweight.runtime import ov
+
+    return ov.open_file(path, how, data)
+
+
+def checked(
+    *,
+    threads: int | None = None,
+    precision: str | None = None,
+    mode: str = "latency",
+    streams: int | None = None,
+    cache: str | Path | bool | None = None,
+    profile: bool = False,
+) -> How:
+    """The options of `open_session` as a value; OptionError names the one that is wrong."""
+    threads = available_threads() if threads is None else threads
+    for name, number in (("threads", threads), ("streams", streams)):
+        if number is not None and number < 1:
+            raise OptionError(name, f"must be at least 1, not {number}")
+    for name, word, known in (("precision", precision or "f32", PRECISIONS), ("mode", mode, MODES)):
+        if word not in known:
+            raise OptionError(name, f"no {word!r}; {closest(str(word), known)}Known: {', '.join(known)}")
+    if streams is not None and mode != "throughput":
+        raise OptionError("streams", "goes with mode throughput; one answer at a time has one stream")
+    folder = cache_folder() if cache is True else Path(cache) if cache else None
+    return How(threads, precision or "f32", mode, streams, folder, profile)
+
+
+def cache_folder() -> Path:
+    """Where compiled models are kept when a cache is asked for and no folder is named."""
+    told = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(told) if os.path.isabs(told) else Path.home() / ".cache") / "featherweight" / "compiled"
 
 
 def _backend(path: Path, backend: str | None) -> str:
@@ -117,7 +215,7 @@ def _backend(path: Path, backend: str | None) -> str:
     return backend or "openvino"
 
 
-def _graph(path: Path) -> bytes:
+def graph_bytes(path: Path) -> bytes:
     """The checked bytes of an ONNX file, which a compact file is made into."""
     from featherweight.coding.graph import read_graph
     from featherweight.doors import onnx as door
@@ -137,131 +235,3 @@ def _fits(port: Port, array: Array) -> None:
     if len(port.shape) != array.ndim or any(w not in (None, n) for w, n in zip(port.shape, array.shape, strict=True)):
         wanted = ", ".join("any" if n is None else str(n) for n in port.shape)
         raise OptionError("inputs", f"{port.name!r} must have the shape ({wanted}), not {array.shape}")
-
-
-def _onnxruntime(path: Path, threads: int, precision: str) -> Session:
-    if precision != "f32":
-        raise OptionError("precision", f"onnxruntime computes in f32 here; {precision!r} needs the openvino backend")
-    data = _graph(path)
-    try:
-        import onnxruntime
-    except ImportError:
-        raise missing_extra("running a .onnx file", "onnxruntime", "onnx") from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 4  # it reports by exceptions; its log goes to stderr
-    try:
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001  its classes are made in C++ and have no common base of their own
-        raise InputError(path, "corrupt", f"ONNX Runtime does not accept it: {_first_line(error)}") from None
-    outputs = tuple(Port(p.name, _sizes(p.shape), _ORT_TYPES.get(p.type, p.type)) for p in session.get_outputs())
-    names = [port.name for port in outputs]
-    return Session(
-        lambda arrays: dict(zip(names, session.run(names, arrays), strict=True)),
-        inputs=tuple(Port(p.name, _sizes(p.shape), _ORT_TYPES.get(p.type, p.type)) for p in session.get_inputs()),
-        outputs=outputs,
-        metadata=dict(session.get_modelmeta().custom_metadata_map),
-        backend="onnxruntime",
-        dtype="int8" if b"DequantizeLinear" in data or b"MatMulInteger" in data else "float32",
-        threads=threads,
-    )
-
-
-_ORT_TYPES = {
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(float16)": "float16",
-    "tensor(int64)": "int64",
-    "tensor(int32)": "int32",
-    "tensor(int8)": "int8",
-    "tensor(uint8)": "uint8",
-    "tensor(bool)": "bool",
-}
-_OV_TYPES = {"boolean": "bool"}
-
-
-def _sizes(shape: list[int | str | None]) -> tuple[int | None, ...]:
-    return tuple(n if isinstance(n, int) else None for n in shape)
-
-
-def _openvino(path: Path, threads: int, precision: str) -> Session:
-    source, weights = _openvino_bytes(path)
-    core = _core()
-    options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
-    if precision != "auto":
-        options["INFERENCE_PRECISION_HINT"] = precision
-    try:
-        model = core.read_model(source, weights or b"")
-        compiled = core.compile_model(model, "CPU", options)
-    except RuntimeError as error:
-        raise InputError(path, "corrupt", f"OpenVINO does not accept it: {_first_line(error)}") from None
-    request = compiled.create_infer_request()
-    outputs = tuple(_openvino_port(port) for port in compiled.outputs)
-
-    def run(arrays: dict[str, Array]) -> dict[str, Array]:
-        found = request.infer(arrays)
-        return {port.name: np.array(found[i]) for i, port in enumerate(outputs)}  # copies: the memory is used again
-
-    hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-    rest = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(hint, hint)
-    int8 = any(op.get_type_name() in ("FakeQuantize", "FakeConvert") for op in model.get_ops())
-    return Session(
-        run,
-        inputs=tuple(_openvino_port(port) for port in compiled.inputs),
-        outputs=outputs,
-        metadata=_openvino_metadata(model),
-        backend="openvino",
-        dtype=("int8" if rest == "float32" else f"int8+{rest}") if int8 else rest,
-        threads=compiled.get_property("INFERENCE_NUM_THREADS"),
-    )
-
-
-@cache
-def _core() -> Any:
-    """One for the process, for ever: each gives this thread a stack for signals and takes it away at its end, and of
-    two that end in the order they began the second leaves a stack that is gone: Ctrl-C would then be a crash."""
-    try:
-        import openvino
-    except ImportError:
-        raise missing_extra("running a model with OpenVINO", "openvino", "openvino") from None
-    return openvino.Core()
-
-
-def _openvino_bytes(path: Path) -> tuple[bytes, bytes | None]:
-    """The checked bytes of a .onnx or .fwz, or of an .xml and the .bin beside it."""
-    if path.suffix in GRAPHS:
-        return _graph(path), None
-    weights = path.with_suffix(".bin")
-    for file in (path, weights):
-        if not file.exists():
-            raise InputError(file, "missing", "an OpenVINO model is an .xml and a .bin of the same name beside it")
-        if not file.is_file():
-            raise InputError(file, "not_regular_file", "an OpenVINO model is two regular files")
-    if path.stat().st_size > MAX_XML_BYTES:
-        raise InputError(path, "too_large", f"{path.stat().st_size} bytes; at most {MAX_XML_BYTES}")
-    source = path.read_bytes()
-    if b"<!" in source or not source.lstrip().startswith((b"<?xml", b"<net")):
-        raise InputError(path, "corrupt", "not an OpenVINO graph: it must be plain XML without declarations")
-    return source, weights.read_bytes()
-
-
-def _openvino_port(port: Any) -> Port:
-    kind = port.element_type.to_dtype().name
-    shape = tuple(None if n.is_dynamic else n.get_length() for n in port.partial_shape)
-    return Port(port.any_name, shape, _OV_TYPES.get(kind, kind))
-
-
-def _openvino_metadata(model: Any) -> dict[str, str]:
-    """What an .xml carries under model_info; for a .onnx its metadata_props, which OpenVINO files under framework."""
-    for place in ("model_info", "framework"):
-        if model.has_rt_info(place):
-            found = model.get_rt_info(place).astype(dict)
-            return {str(key): str(getattr(value, "value", value)) for key, value in found.items()}
-    return {}
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

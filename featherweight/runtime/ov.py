@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sessions of OpenVINO: hints, answers without copies, several in flight, what was compiled."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import cache
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featherweight.errors import InputError, missing_extra
+from featherweight.runtime import session as sessions
+from featherweight.runtime import warm
+from featherweight.runtime.lacking import refusal
+from featherweight.runtime.profiling import LayerTime
+from featherweight.runtime.session import GRAPHS, Arrays, How, Port, Session
+
+MAX_XML_BYTES = 64 << 20  # the graph of an OpenVINO model; its weights are in the .bin beside it
+TYPES = {"boolean": "bool"}
+
+
+def open_file(path: Path, how: How, data: bytes | None = None) -> Session:
+    """A session on a .onnx, .fwz or .xml file, or on `data`, an ONNX graph that stands for it."""
+    options = _options(how)
+    if how.cache is None or data is not None:
+        compiled, told, kept = *_compiled(path, options, data), False
+    else:
+        compiled, told, kept = _cached(path, options, how.cache)
+    throughput = how.mode == "throughput"
+    in_flight = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if throughput else 1
+    request = compiled.create_infer_request()
+    outputs = tuple(_port(port) for port in compiled.outputs)
+
+    def lend(arrays: Arrays) -> Arrays:
+        found = request.infer(arrays, share_inputs=True, share_outputs=True)
+        return {port.name: found[i] for i, port in enumerate(outputs)}
+
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    rest = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}.get(hint, hint)
+    return Session(
+        lambda arrays: {name: np.array(value) for name, value in lend(arrays).items()},  # its memory is used again
+        inputs=tuple(_port(port) for port in compiled.inputs),
+        outputs=outputs,
+        metadata=told["metadata"],
+        backend="openvino",
+        dtype=("int8" if rest == "float32" else f"int8+{rest}") if told["int8"] else rest,
+        threads=compiled.get_property("INFERENCE_NUM_THREADS"),
+        mode=how.mode,
+        in_flight=in_flight,
+        warm=kept,
+        lend=lend,
+        submit=_submit(compiled, in_flight, [port.name for port in outputs]) if throughput else None,
+        layers=(lambda arrays: _profiled(request, arrays)) if how.profile else None,
+    )
+
+
+def _options(how: How) -> dict[str, Any]:
+    options: dict[str, Any] = {"PERFORMANCE_HINT": how.mode.upper(), "INFERENCE_NUM_THREADS": how.threads}
+    if how.precision != "auto":
+        options["INFERENCE_PRECISION_HINT"] = how.precision
+    if how.streams is not None:
+        options["NUM_STREAMS"] = how.streams
+    if how.profile:
+        options["PERF_COUNT"] = True
+    return options
+
+
+def _compiled(path: Path, options: dict[str, Any], data: bytes | None = None) -> tuple[Any, dict[str, Any]]:
+    """OpenVINO's model, and what is told of it."""
+    source, weights = _bytes(path) if data is None else (data, None)
+    try:
+        model = core().read_model(source, weights or b"")
+        compiled = core().compile_model(model, "CPU", options)
+    except RuntimeError as error:
+        raise refusal(path, "OpenVINO", error, source if weights is None else None) from None
+    int8 = any(op.get_type_name() in ("FakeQuantize", "FakeConvert") for op in model.get_ops())
+    return compiled, {"metadata": _metadata(model), "int8": int8}
+
+
+def _cached(path: Path, options: dict[str, Any], folder: Path) -> tuple[Any, dict[str, Any], bool]:
+    """The same from the cache, or put into it; and whether it came from there."""
+    version = core().get_versions("CPU")["CPU"].build_number
+    if not path.is_file() or (path.suffix == ".xml" and not path.with_suffix(".bin").is_file()):
+        _bytes(path)  # says what is wrong
+    file = warm.place(folder, path, "openvino", version, options)
+    if (kept := warm.read(file)) is not None:
+        try:
+            return core().import_model(kept.blob, "CPU", options), kept.told, True
+        except RuntimeError:  # of another build after all; the model itself is at hand
+            pass
+    compiled, told = _compiled(path, options)
+    exported = compiled.export_model()
+    blob = exported.getvalue() if isinstance(exported, io.BytesIO) else bytes(exported)
+    warm.write(file, warm.Kept(blob, told))
+    return compiled, told, False
+
+
+def _submit(compiled: Any, count: int, names: list[str]) -> Callable[[Arrays], Callable[[], Arrays]]:
+    """Requests taken in turns; the answer of one is fetched before it is given the next."""
+    requests = cycle([compiled.create_infer_request() for _ in range(count)])
+
+    def submit(arrays: Arrays) -> Callable[[], Arrays]:
+        request = next(requests)
+        request.start_async(arrays, share_inputs=True)
+
+        def fetch() -> Arrays:
+            request.wait()
+            return {name: np.array(request.get_output_tensor(i).data) for i, name in enumerate(names)}
+
+        return fetch
+
+    return submit
+
+
+def _profiled(request: Any, arrays: Arrays) -> list[LayerTime]:
+    request.infer(arrays)
+    ran = [info for info in request.get_profiling_info() if str(info.status).endswith("EXECUTED")]
+    return [LayerTime(i.node_name, i.node_type, i.exec_type, i.real_time.total_seconds() * 1000) for i in ran]
+
+
+@cache
+def core() -> Any:
+    """One for the process, for ever: each gives this thread a stack for signals and takes it away at its end, and of
+    two that end in the order they began the second leaves a stack that is gone: Ctrl-C would then be a crash."""
+    sessions.silence()
+    try:
+        import openvino
+    except ImportError:
+        raise missing_extra("running a model with OpenVINO", "openvino", "openvino") from None
+    return openvino.Core()
+
+
+def _bytes(path: Path) -> tuple[bytes, bytes | None]:
+    """The checked bytes of a .onnx or .fwz, or of an .xml and the .bin beside it."""
+    if path.suffix in GRAPHS:
+        return sessions.graph_bytes(path), None
+    weights = path.with_suffix(".bin")
+    for file in (path, weights):
+        if not file.exists():
+            raise InputError(file, "missing", "an OpenVINO model is an .xml and a .bin of the same name beside it")
+        if not file.is_file():
+            raise InputError(file, "not_regular_file", "an OpenVINO model is two regular files")
+    if path.stat().st_size > MAX_XML_BYTES:
+        raise InputError(path, "too_large", f"{path.stat().st_size} bytes; at most {MAX_XML_BYTES}")
+    source = path.read_bytes()
+    if b"<!" in source or not source.lstrip().startswith((b"<?xml", b"<net")):
+        raise InputError(path, "corrupt", "not an OpenVINO graph: it must be plain XML without declarations")
+    return source, weights.read_bytes()
+
+
+def _port(port: Any) -> Port:
+    kind = port.element_type.to_dtype().name
+    shape = tuple(None if n.is_dynamic else n.get_length() for n in port.partial_shape)
+    return Port(port.any_name, shape, TYPES.get(kind, kind))
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    """What an .xml carries under model_info; for a .onnx its metadata_props, which OpenVINO files under framework."""
+    for place in ("model_info", "framework"):
+        if model.has_rt_info(place):
+            found = model.get_rt_info(place).astype(dict)
+            return {str(key): str(getattr(value, "value", value)) for key, value in found.items()}
+    return {}
