@@ -24,6 +24,7 @@ from featherweight import (
     cli_plot,
     cli_predict,
     cli_run,
+    cli_serve,
     cli_text,
     cli_use,
     console,
@@ -38,6 +39,7 @@ EXTRAS = {  # module -> the extra that brings it
     "torch": "torch", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino",
     "timm": "timm", "torchvision": "timm", "transformers": "text", "tokenizers": "text", "huggingface_hub": "text",
     "pyarrow": "parquet", "sklearn": "demo", "skimage": "demo", "faster_coco_eval": "detection",
+    "starlette": "serve", "uvicorn": "serve",
 }  # fmt: skip
 PAIR = re.compile(r"([A-Za-z][\w.\[\]-]*)=(.*)", re.DOTALL)
 HELP = "Make a vision model small and fast, and prove it."
@@ -48,6 +50,7 @@ VERBS: tuple[Callable[..., int], ...] = (
     *cli_run.VERBS,
     *cli_predict.VERBS,
     *cli_use.VERBS,
+    *cli_serve.VERBS,
     *cli_text.VERBS,
     *cli_convert.VERBS,
     *cli_plot.VERBS,

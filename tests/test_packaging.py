@@ -90,6 +90,7 @@ def test_what_pip_reads(metadata: dict[str, list[str]]) -> None:
         "parquet",
         "detection",
         "video",
+        "serve",
         "demo",
         "all",
         "dev",
