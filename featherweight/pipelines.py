@@ -144,7 +144,8 @@ class ImageClassification:
         self, logits: NDArray[np.float32], *, top_k: int | None = None, function_to_apply: str | None = None
     ) -> Labels:
         """Logits (K,) of one picture -> [{"label", "score"}, ...], best first."""
-        name = function_to_apply or ("softmax" if len(logits) > 1 else "sigmoid")
+        told = getattr(self.runner, "function", None)  # of a model that says that several classes may be right
+        name = function_to_apply or told or ("softmax" if len(logits) > 1 else "sigmoid")
         scores = FUNCTIONS[name](logits.astype(np.float64))
         order = np.argsort(-scores, kind="stable")[: top_k or DEFAULT_TOP_K]
         return [{"label": self.label(int(i)), "score": float(scores[i])} for i in order]

@@ -49,6 +49,7 @@ class TorchRunner:
         if found is None:
             text = "this model does not say how its pictures are prepared; give Preprocess(size=(224, 224), ...)"
             raise OptionError("preprocess", text)
+        self.function = "sigmoid" if _several_labels(model) else None
         self.preprocess, self.threads = found, threads or torch.get_num_threads()
         self.model = placed(model, device)
         self.dtype = str(first_weight(self.model).dtype).removeprefix("torch.")
@@ -90,6 +91,11 @@ def _named_labels(model: nn.Module) -> tuple[str, ...]:
     """The class names of a transformers model."""
     named = getattr(getattr(model, "config", None), "id2label", None)
     return tuple(str(named[i]) for i in range(len(named))) if isinstance(named, Mapping) and named else ()
+
+
+def _several_labels(model: nn.Module) -> bool:
+    """Whether a transformers model says that a picture may have several labels."""
+    return getattr(getattr(model, "config", None), "problem_type", None) == "multi_label_classification"
 
 
 def placed(model: nn.Module, device: Any) -> nn.Module:

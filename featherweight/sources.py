@@ -2,7 +2,8 @@
 """What a MODEL is, wherever one is named: a name, a folder, a run, an exported file, a weights file with `arch`.
 
 `find` looks at names and folders only, so that a mistake is told before anything heavy is imported; `module` builds the
-torch model. Torch is reached in `module` alone. Not here: folders of the transformers library, which come later.
+torch model. Torch is reached in `module` alone. Of folders of the transformers library those of image classifiers are
+found here; text models are found before (`runners_text`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from featherweight.coding import SUFFIX
 from featherweight.coding.graph import is_graph
+from featherweight.doors import json as strict_json
 from featherweight.errors import InputError, OptionError, closest, shown
 from featherweight.files import pointed
 from featherweight.runtime.preprocess import FILTERS, Preprocess
@@ -106,6 +108,9 @@ def _folder(folder: Path, backend: str) -> Source:
     if (folder / "model" / RECORD).exists() and backend in ("auto", NEEDS_TORCH):
         return Source("", NEEDS_TORCH, folder / "model", run=folder)
     if (folder / "config.json").exists():
+        if is_picture_model(folder):
+            _only_torch(folder, backend)
+            return Source("", NEEDS_TORCH, folder)
         text = "holds a model of another library; give one of ours, or its weights file with --arch"
         raise InputError(folder, "unsupported_format", text)
     if is_run(folder):
@@ -113,6 +118,15 @@ def _folder(folder: Path, backend: str) -> Source:
         raise InputError(folder, "missing", f"is a run with {what}")
     text = f"holds no model: looked for {RECORD}, model.onnx, openvino_model.xml, and those of a run"
     raise InputError(folder, "not_an_artifact", text)
+
+
+def is_picture_model(folder: Path) -> bool:
+    """Whether this is a folder of the transformers library with an image classifier."""
+    if (folder / RECORD).exists() or not (folder / "config.json").is_file():
+        return False
+    config = strict_json.read(folder / "config.json", allow_nan=True)
+    names = config.get("architectures") if isinstance(config, dict) else None
+    return isinstance(names, list) and any(str(name).endswith("ForImageClassification") for name in names)
 
 
 def _runs(path: Path, backend: str) -> bool:
@@ -159,6 +173,8 @@ def _loaded(source: Source) -> nn.Module:
     from featherweight import artifact, official, official_yolo
 
     path = source.path
+    if path is not None and is_picture_model(path):
+        return _picture_model(path)
     if path is None or path.is_dir() or (path.suffix in (".safetensors", SUFFIX) and source.arch is None):
         return artifact.load(path or "")
     file = official.read(path)
@@ -171,6 +187,17 @@ def _loaded(source: Source) -> nn.Module:
         theirs = official.classes_of(file, official.create(source.arch))
     classes: dict[str, Any] = {} if theirs is None else {"num_classes": theirs}
     return official.load(official.create(source.arch, **classes), file).eval()
+
+
+def _picture_model(folder: Path) -> nn.Module:
+    """The image classifier in a folder of the transformers library, which knows its classes and pictures."""
+    from featherweight import artifact
+    from featherweight.models import pretrained, pretrained_images
+
+    preprocess = pretrained_images.preprocess_in(folder)
+    model = pretrained_images.load(folder)
+    artifact.remember(model, classes=pretrained.labels_of(model), preprocess=preprocess)
+    return model
 
 
 def preprocess_of(source: Source, model: nn.Module) -> Preprocess | None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from torch import nn
 from featherweight import artifact, pipeline
 from featherweight.data.text import TextBatches, located, questions, sentences
 from featherweight.errors import InputError, OptionError
-from featherweight.export import text
+from featherweight.export import openvino, text
 from featherweight.methods import vocabulary
 from featherweight.methods.drop_blocks import drop_blocks
 from featherweight.methods.dynamic_int8 import quantize_dynamic
 from featherweight.methods.lowrank import factorize
 from featherweight.methods.prune import prune
 from featherweight.methods.quantize import quantize
+from featherweight.methods.share import share
 from featherweight.models import pretrained, zoo
 from featherweight.scores import answers
 from featherweight.tasks.text import QuestionAnswering, TextClassification
@@ -203,6 +205,33 @@ def test_files_of_questions(tmp_path: Path) -> None:
     path.write_text('{"data": [{"paragraphs": 3}]}')
     with pytest.raises(InputError, match="SQuAD's form"):
         questions(path)
+
+
+def test_texts_of_like_lengths_share_a_batch() -> None:
+    mixed, alike = batches(shuffle=True, seed=3), batches(shuffle=True, seed=3, alike=True)
+    seen = [[sorted(row.tolist()) for batch in of.epoch(1) for row in batch["input_ids"]] for of in (mixed, alike)]
+    tokens = [sorted(tuple(n for n in row if n) for row in rows) for rows in seen]
+    assert tokens[0] == tokens[1] and len(seen[1]) == len(ENCODED)  # each text once
+    padding = [sum(int((batch["attention_mask"] == 0).sum()) for batch in of.epoch(1)) for of in (mixed, alike)]
+    assert padding[1] < padding[0]
+    first, *others = ([batch["input_ids"].tolist() for batch in alike.epoch(n)] for n in range(5))
+    assert any(other != first for other in others)
+    assert [batch["input_ids"].tolist() for batch in alike.epoch(0, 2)] == first[2:]
+
+
+def test_a_shared_embedding_stays_bytes_in_openvino(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    small = share(model("BertForSequenceClassification"), bits=8)
+    embedding: Any = small.get_submodule("bert.embeddings.word_embeddings")
+    rows = torch.tensor([[3, 1, 0, 7]])
+    assert torch.equal(embedding(rows), torch.nn.functional.embedding(rows, embedding.weight))
+    assert torch.equal(embedding.train()(rows), embedding.eval()(rows))
+    file = text.export(small, tmp_path / "model.onnx", texts=SENTENCES).path
+    openvino.export_text(file, tmp_path / "openvino_model.xml", model=small, texts=SENTENCES)
+    graph = (tmp_path / "openvino_model.xml").read_text()
+    shape = ", ".join(str(n) for n in embedding.codes.shape)
+    assert re.search(rf'element_type="u8" shape="{shape}"', graph)
+    assert not re.search(rf'element_type="f32" shape="{shape}"', graph)
 
 
 def test_exact_match_and_f1() -> None:

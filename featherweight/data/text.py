@@ -26,6 +26,7 @@ from featherweight.runtime.tokens import Tokens
 from featherweight.runtime.wordpiece import Encoding
 
 MAX_BYTES = 1 << 30
+ALIKE = 32  # so many batches are sorted by length together
 TEXTS, LABELS = ("text", "sentence", "review"), ("label", "labels", "sentiment")
 
 
@@ -116,11 +117,13 @@ class TextBatches:
         shuffle: bool = True,
         seed: int = 0,
         rows: Sequence[int] | None = None,
+        alike: bool = False,
     ) -> None:
+        """alike: texts of like lengths share a batch, so that there is less padding."""
         if batch_size < 1:
             raise OptionError("batch_size", f"must be 1 or more, not {batch_size!r}")
         self.tokens, self.encodings, self.targets = tokens, list(encodings), targets
-        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.batch_size, self.shuffle, self.seed, self.alike = batch_size, shuffle, seed, alike
         self.rows = list(range(len(self.encodings)) if rows is None else rows)
         if not self.rows:
             raise OptionError("data", "there are no texts")
@@ -132,18 +135,26 @@ class TextBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """The batches of an epoch, from batch `start` on."""
-        order = np.array(self.rows)
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, epoch)).permutation(order)
-        for step in range(start, self.steps_per_epoch):
-            some = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
+        for some in self._parts(epoch)[start:]:
             batch = {k: torch.from_numpy(v) for k, v in self.tokens.batch([self.encodings[i] for i in some]).items()}
             yield {**batch, **{name: torch.tensor([values[i] for i in some]) for name, values in self.targets.items()}}
+
+    def _parts(self, epoch: int) -> list[list[int]]:
+        """The texts of each batch."""
+        random, size = np.random.default_rng((self.seed, epoch)), self.batch_size
+        order = random.permutation(self.rows) if self.shuffle else np.array(self.rows)
+        if self.alike:  # sorted within every few batches: the order stays a matter of chance
+            about = random.uniform(0.9, 1.1, len(self.encodings)) if self.shuffle else 1.0
+            lengths = about * np.array([len(one.ids) for one in self.encodings])
+            spans = [order[i : i + ALIKE * size] for i in range(0, len(order), ALIKE * size)]
+            order = np.concatenate([span[np.argsort(lengths[span], kind="stable")] for span in spans])
+        parts = [order[i : i + size].tolist() for i in range(0, len(order), size)]
+        return [parts[i] for i in random.permutation(len(parts))] if self.alike and self.shuffle else parts
 
     def shard(self, rank: int, world: int) -> TextBatches:
         """Every `world`-th text, as many for each process."""
         share = self.rows[rank : len(self.rows) - len(self.rows) % world : world]
-        known = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed}
+        known = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed, "alike": self.alike}
         return TextBatches(self.tokens, self.encodings, self.targets, rows=share, **known)  # type: ignore[arg-type]
 
 

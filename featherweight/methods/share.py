@@ -87,9 +87,24 @@ class Shared(nn.Module):
         return f"{super().extra_repr()}, {len(self.centroids)} shared values"
 
 
+class SharedRows(Shared):
+    """The same of an embedding, which in evaluation looks up only the rows that are asked for."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        host: Any = self
+        if self.training or host.max_norm is not None:
+            found: Tensor = F.embedding(rows, self.weight, host.padding_idx, host.max_norm)
+            return found
+        table = F.pad(self.centroids, (1, 0)) if self.zero else self.centroids
+        scale = None if self.scale is None else F.embedding(rows, self.scale)
+        looked: Tensor = torch.ops.featherweight.lookup(table, F.embedding(rows, self.codes), scale)
+        return looked
+
+
 @functools.cache
 def _shared(host: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Shared{host.__name__}", (Shared, host), {"__module__": host.__module__})
+    kind = SharedRows if host.forward is nn.Embedding.forward else Shared
+    return type(f"Shared{host.__name__}", (kind, host), {"__module__": host.__module__})
 
 
 @edit_kind

@@ -58,18 +58,18 @@ def task_in(folder: Path) -> str | None:
 
 def load(folder: Path, *, task: str) -> nn.Module:
     """The model in a folder of the transformers library, in evaluation mode; safetensors only, no code is run."""
-    transformers = _library("a folder of transformers")
+    transformers = library("a folder of transformers")
     made = {label: getattr(transformers, f"AutoModelFor{head}") for head, label in HEADS.items()}[task]
     if not any(folder.glob("*.safetensors")):
         text = "has no weights as .safetensors; pickled ones are not read: save it again with transformers"
         raise InputError(folder, "missing", text)
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             model = made.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="auto"
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(folder, "corrupt", f"transformers cannot load it: {_gist(error)}") from None
+        raise InputError(folder, "corrupt", f"transformers cannot load it: {gist(error)}") from None
     return model.eval()  # type: ignore[no-any-return]
 
 
@@ -95,7 +95,7 @@ def build(name: str, config: Mapping[str, Any]) -> nn.Module:
         )
         raise OptionError("base.name", text)
     _check(config, name)
-    transformers = _library(f"the model {name}")
+    transformers = library(f"the model {name}")
     classes = getattr(transformers, kind, None)
     if classes is None:
         raise OptionError("base.name", f"the installed transformers has no {kind}; update it")
@@ -157,7 +157,7 @@ def tokens_of(model: nn.Module) -> str | None:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """While inside, the library draws no bars of progress."""
     shows = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
@@ -168,7 +168,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-def _library(what: str) -> Any:
+def library(what: str) -> Any:
     try:
         import transformers
     except ImportError:
@@ -203,6 +203,6 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def _gist(error: Exception) -> str:
+def gist(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

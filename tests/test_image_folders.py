@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders of the transformers library with an image classifier: the same answers, and clear words where that fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from featherweight import artifact, pipeline, sources
+from featherweight.errors import InputError
+from featherweight.models import pretrained_images
+from featherweight.runtime.preprocess import Preprocess
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).resize((140, 90))
+BOTH = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}
+PREPARED: dict[str, tuple[str, dict[str, Any]]] = {
+    "stretched": ("ViTImageProcessor", {"size": {"height": 32, "width": 32}, **BOTH}),
+    "stretched and cropped": (
+        "DeiTImageProcessor",
+        {"size": {"height": 40, "width": 40}, "crop_size": {"height": 32, "width": 32}, **BOTH},
+    ),
+    "shorter side and cropped": (
+        "BitImageProcessor",
+        {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}},
+    ),
+    "ConvNeXt's": ("ConvNextImageProcessor", {"size": {"shortest_edge": 32}, "crop_pct": 0.875}),
+    "not normalized": ("ViTImageProcessor", {"size": {"height": 32, "width": 32}, "do_normalize": False}),
+    "MobileNetV2's": (
+        "MobileNetV2ImageProcessor",
+        {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}},
+    ),
+    "BEiT's": ("BeitImageProcessor", {"size": {"height": 32, "width": 32}, "do_center_crop": False}),
+}
+
+
+def made(folder: Path, *, processor: str = "stretched", **config: Any) -> Path:
+    torch.manual_seed(0)
+    known: dict[str, Any] = {
+        "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 32,
+        "patch_size": 8, "id2label": dict(enumerate("uvwxyz")), "label2id": {n: i for i, n in enumerate("uvwxyz")},
+    }  # fmt: skip
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**{**known, **config})).eval()
+    torch.nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(folder)
+    kind, options = PREPARED[processor]
+    getattr(transformers, kind)(**options).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("processor", PREPARED)
+def test_pictures_are_prepared_as_transformers_does(tmp_path: Path, processor: str) -> None:
+    folder = made(tmp_path, processor=processor)
+    theirs = transformers.AutoImageProcessor.from_pretrained(folder)(PICTURE, return_tensors="np")["pixel_values"][0]
+    ours = pretrained_images.preprocess_in(folder)
+    level = 1 / 255 / min(ours.std)  # resizing may round a value to its neighbor
+    found = ours(np.asarray(PICTURE))
+    assert found.shape == theirs.shape == (3, 32, 32)
+    assert np.abs(found - theirs).max() <= 1.01 * level
+    assert np.abs(found - theirs).mean() <= 0.1 * level
+
+
+@pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification"])
+def test_answers_are_those_of_transformers(tmp_path: Path, kind: str) -> None:
+    folder = made(tmp_path, problem_type=kind)
+    theirs = transformers.pipeline("image-classification", str(folder), device="cpu")
+    ours = pipeline("image-classification", folder)
+    small = PICTURE.resize((32, 32))  # what fits is not resized: then they are equal but for the last bits
+    for options in ({}, {"top_k": 2}, {"function_to_apply": "none"}):
+        for one, other in zip(ours(small, **options), theirs(small, **options), strict=True):
+            assert one["label"] == other["label"] and one["score"] == pytest.approx(other["score"], abs=1e-5)
+    assert [one["label"] for one in ours(PICTURE)] == [one["label"] for one in theirs(PICTURE)]
+
+
+def test_the_folder_is_a_model_elsewhere_too(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    source = sources.find(folder)
+    model = sources.module(source)
+    record = artifact.record_of(model)
+    assert record is not None and record.classes == tuple("uvwxyz")
+    assert sources.preprocess_of(source, model) == Preprocess(
+        (32, 32), "exact", 1.0, "bilinear", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"resample": 1}, "bilinear"),
+        ({"do_rescale": False}, "0..1"),
+        ({"image_processor_type": "MobileViTImageProcessor"}, "known: "),
+        ({"size": {"shortest_edge": 32}}, "fixed size"),
+        ({"image_processor_type": "None such"}, "cannot read"),
+    ],
+)
+def test_what_cannot_be_prepared_is_said(tmp_path: Path, change: dict[str, Any], match: str) -> None:
+    path = made(tmp_path) / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(InputError, match=match):
+        pipeline("image-classification", tmp_path)
+
+
+def test_a_folder_without_its_parts_is_said(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    (folder / "preprocessor_config.json").rename(folder / "elsewhere")
+    with pytest.raises(InputError, match=r"preprocessor_config\.json"):
+        pipeline("image-classification", folder)
+    (folder / "elsewhere").rename(folder / "preprocessor_config.json")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="safetensors"):
+        pipeline("image-classification", folder)
