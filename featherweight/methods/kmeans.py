@@ -34,7 +34,7 @@ def random(ordered: Array, k: int, seed: int) -> Array:
 
 
 def mixed(ordered: Array, k: int, seed: int) -> Array:
-    """Halfway between linear and density: best for weights that were scaled to a largest value of 1."""
+    """Halfway between linear and density: best for weights that were scaled by channel."""
     return (linear(ordered, k, seed) + density(ordered, k, seed)) / 2
 
 

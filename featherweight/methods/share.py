@@ -123,16 +123,19 @@ def codebook(module: nn.Module, *, centroids: int, zero: bool, scaled: bool) -> 
     del new._parameters["weight"]
     new.centroids = nn.Parameter(weight.new_zeros(centroids), requires_grad=weight.requires_grad)
     new.register_buffer("codes", torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device))
-    new.register_buffer("scale", torch.ones_like(_largest(module, weight)) if scaled else None)
+    new.register_buffer("scale", torch.ones_like(_spread(module, weight)) if scaled else None)
     new.zero = zero
     made: nn.Module = new
     return made
 
 
-def _largest(layer: nn.Module, weight: Tensor) -> Tensor:
-    """The largest weight of each output channel, or row of an embedding, in a shape that broadcasts."""
+def _spread(layer: nn.Module, weight: Tensor) -> Tensor:
+    """The root mean square of each output channel, or row of an embedding, in a shape that broadcasts.
+
+    So k-means counts the error of a channel against its energy, which is what a batch norm behind it makes equal.
+    """
     axis = 1 if isinstance(layer, TRANSPOSED) else 0
-    return weight.detach().abs().amax([i for i in range(weight.ndim) if i != axis], keepdim=True)
+    return weight.detach().square().mean([i for i in range(weight.ndim) if i != axis], keepdim=True).sqrt()
 
 
 # Sharing --------------------------------------------------------------------------------------------------------------
@@ -234,7 +237,7 @@ def _clustered(
     known: dict[str, Any] = {"start": start, "iterations": iterations, "seed": seed}
     if not spec["scaled"]:
         return *_coded(weight, spec, **known), None
-    scale = _half(_largest(layer, weight))
+    scale = _half(_spread(layer, weight))
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # of a channel that is all zero
     for _ in range(ROUNDS):
         centroids, codes = _coded(weight / scale, spec, **known)
