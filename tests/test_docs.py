@@ -163,7 +163,9 @@ def test_card_python_runs(small_world: Path, card: Path) -> None:
     follow(card, small_world, only=("python",))
 
 
-@pytest.mark.parametrize("name", ["house", "formats", "models", "training", "composition", "detection_data", "text"])
+@pytest.mark.parametrize(
+    "name", ["house", "formats", "models", "training", "composition", "detection_data", "text", "serve"]
+)
 def test_page_python_runs(small_world: Path, name: str) -> None:
     assert any(block.kind == "python" for block in blocks(DOCS / f"{name}.md"))
     follow(DOCS / f"{name}.md", small_world, only=("python",))

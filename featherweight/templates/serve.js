@@ -2,6 +2,7 @@
 (() => {
   const KEEP = 40; // answers on the page
   const RECENT = 200; // of which the table tells the medians
+  const ENOUGH = 5; // answers before the models are compared
   const LEAST = 0.05; // score of boxes that are fetched; the slider hides, it does not ask again
   const WIDEST = 640; // pixels of a drawing
   const STAGES = ["decode", "prepare", "model", "answer"];
@@ -57,7 +58,7 @@
       bar.append(part);
       words.append(make("span", { class: "stage" }, make("span", { class: `key ${stage}` }), `${stage} ${ms(latency[stage])}`), " ");
     }
-    words.append(make("b", {}, `= ${ms(all)} ms`));
+    words.append(make("b", { class: "stage" }, `= ${ms(all)} ms`));
     return [bar, words];
   }
 
@@ -72,15 +73,15 @@
     const middle = times.map((rows) => Object.fromEntries(stages.map((stage) => [stage, median(rows.map((row) => row[stage]))])));
     const sums = times.map((rows) => median(rows.map(total)));
     $("times").replaceChildren(...info.models.map((one, i) => make("tr", {},
-      make("td", {}, tag(i), one.name), ...stages.map((stage) => make("td", {}, ms(middle[i][stage]))),
+      make("td", {}, tag(i), make("span", { class: "name" }, one.name)), ...stages.map((stage) => make("td", {}, ms(middle[i][stage]))),
       make("td", {}, make("b", {}, ms(sums[i]))), make("td", {}, String(times[i].length)))));
-    if (middle.length === 2) {
+    if (middle.length === 2 && times[0].length >= ENOUGH) {
       const ratio = middle[0].model / middle[1].model;
       const [fast, slow] = ratio >= 1 ? ["B", "A"] : ["A", "B"];
       const factor = Math.max(ratio, 1 / ratio);
       $("against").textContent = factor < 1.05
         ? "In the model's own stage the two are within 5 % of each other."
-        : `In the model's own stage ${fast} takes ${factor.toFixed(2)} times less time than ${slow}. A page is no benchmark: featherweight bench races them.`;
+        : `In the model's own stage ${fast} is ${factor.toFixed(1)} times as fast as ${slow}. A page is no benchmark: featherweight bench races them.`;
     }
     $("summary").hidden = false;
   }
