@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs that use a model: val, export, bench. Argument parsing and printing; the work is in `verbs`."""
+"""The verbs that use a model: val, export, and bench of `cli_bench`. Argument parsing and printing; no work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from featherweight import cli_options as options
-from featherweight.console import columns, current, line
+from featherweight.cli_bench import bench
+from featherweight.console import current, line
 from featherweight.errors import OptionError, shown
 
 FORMATS = ("onnx", "openvino")
@@ -52,51 +53,6 @@ def _accuracy(found: dict[str, Any]) -> str:
     correct = f"{found['correct']} of {found['n']}, 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
     top1 = line("top-1", f"{100 * found['top1']:.1f} %   {correct}")
     return top1 + ("\n" + line("top-5", f"{100 * found['top5']:.1f} %") if "top5" in found else "")
-
-
-def bench(
-    *models: Annotated[str, Parameter(name="MODEL", help="as for the other verbs; several are raced in turns")],
-    batch: Annotated[
-        str, Parameter(name=("--batch", "--batch-size", "-b"), help="one race for each, such as 1,32")
-    ] = "1,32",
-    threads: options.Threads = None,
-    against: Annotated[
-        str | None, Parameter(help="the model that the others are compared with; the first unless given")
-    ] = None,
-    backend: Annotated[str, Parameter(help="auto, all, or some of torch,onnxruntime,openvino")] = "auto",
-    imgsz: Annotated[
-        int | None, Parameter(name=("--imgsz", "--img-size"), help="side of the input, where the model does not say")
-    ] = None,
-    repeats: Annotated[int, Parameter(help="turns that each gets at most")] = 60,
-    budget_s: Annotated[float, Parameter(name=("--budget-s", "--seconds"), help="of one race, about")] = 5.0,
-    arch: options.Arch = None,
-) -> int:
-    """Latency and throughput of models, raced in turns."""
-    from featherweight import verbs
-
-    screen = current()
-    if not models:
-        raise OptionError("bench", "needs a MODEL, such as runs/latest")
-    sizes = options.numbers("--batch", batch)
-    wanted = options.words("--backend", backend, ("auto", "all", "torch", "onnxruntime", "openvino"))
-    side = (imgsz, imgsz) if imgsz else None
-    known: dict[str, Any] = {"threads": threads, "against": against, "resolution": side, "arch": arch}
-    rows = verbs.bench(list(models), batch=sizes, backend=wanted, repeats=repeats, budget_s=budget_s, **known)
-    first = rows[0]["conditions"]
-    screen.say(line("machine", f"{first['cpu']}, {rows[0]['threads']} threads, load {first['load']:.1f}"))
-    head = ("model", "runtime", "dtype", "batch", "p50 ms", "p10 to p90", "images/s", "against the first")
-    table = [head, *(_bench_row(row) for row in rows)]
-    screen.answer(columns(table))
-    screen.emit(rows)
-    screen.next(f"featherweight val {shown(models[0])} --data YOUR_DATA", f"featherweight info {shown(models[0])}")
-    return 0
-
-
-def _bench_row(row: dict[str, Any]) -> tuple[str, ...]:
-    digits = 2 if row["median_ms"] < 10 else 1
-    spread = f"{row['p10_ms']:.{digits}f} to {row['p90_ms']:.{digits}f}"
-    numbers = (f"{row['median_ms']:.{digits}f}", spread, f"{row['images_per_s']:.0f}", row["verdict"])
-    return row["model"], row["runtime"], row["dtype"], str(row["batch"]), *numbers
 
 
 def export(

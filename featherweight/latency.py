@@ -44,6 +44,8 @@ class Conditions:
     warmup: int = 0  # untimed calls before the first timed one
     repeats: int = 0  # timed calls
     load: float = 0.0  # load average of the machine at the start
+    mode: str = "latency"  # or throughput: several answers worked on at once
+    calls: int = 1  # batches answered in one timed call
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,17 @@ class Latency:
     ratio_interval: tuple[float, float] | None = None  # 95 %
     baseline: str = ""
     conditions: Conditions = field(default_factory=Conditions)
+    cpu_ms: float | None = None  # per call, of all threads of this process
 
     @property
     def images_per_s(self) -> float:
         """Throughput at the batch that was timed."""
-        return 1000.0 * self.conditions.batch / self.median_ms
+        return 1000.0 * self.conditions.batch * self.conditions.calls / self.median_ms
+
+    @property
+    def spread(self) -> float:
+        """How far apart the 10th and 90th percentile are, as a share of the median."""
+        return (self.p90_ms - self.p10_ms) / self.median_ms if self.median_ms else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -105,15 +113,18 @@ def race(
     affordable = int((budget_s - (clock() - began)) / max(per_round, 1e-9))
     rounds = max(MIN_ROUNDS, min(repeats, affordable))
     turns: dict[str, list[list[float]]] = {name: [] for name in runnables}
+    busy: dict[str, list[float]] = {name: [] for name in runnables}
     with _no_collection():
         for number in range(rounds):
             if number >= MIN_ROUNDS and clock() - began > budget_s:
                 break
             for name in _rotated(list(runnables), number):
-                turns[name].append(_turn(runnables[name], bursts[name], settles[name], clock))
+                seconds, cpu = _turn(runnables[name], bursts[name], settles[name], clock)
+                turns[name].append(seconds)
+                busy[name].append(cpu)
     found = {}
     for name, run in runnables.items():
-        found[name] = _latency(turns[name], getattr(run, "conditions", Conditions()), warmup, load)
+        found[name] = _latency(turns[name], busy[name], getattr(run, "conditions", Conditions()), warmup, load)
         if name != base:
             ratio, interval = _paired(turns[name], turns[base])
             found[name] = replace(found[name], ratio=ratio, ratio_interval=interval, baseline=base)
@@ -151,15 +162,17 @@ def _warm(run: Callable[[], object], warmup: int, clock: Callable[[], float]) ->
     return clock() - start
 
 
-def _turn(run: Callable[[], object], calls: int, settle: bool, clock: Callable[[], float]) -> list[float]:
+def _turn(run: Callable[[], object], calls: int, settle: bool, clock: Callable[[], float]) -> tuple[list[float], float]:
+    """Seconds of each timed call, and seconds of processors that one of them took."""
     if settle:
         run()
     seconds = []
+    busy = time.process_time()
     for _ in range(calls):
         start = clock()
         run()
         seconds.append(clock() - start)
-    return seconds
+    return seconds, (time.process_time() - busy) / calls
 
 
 def _rotated(names: list[str], number: int) -> list[str]:
@@ -169,12 +182,13 @@ def _rotated(names: list[str], number: int) -> list[str]:
     return order[::-1] if number % 2 else order
 
 
-def _latency(turns: list[list[float]], conditions: Conditions, warmup: int, load: float) -> Latency:
+def _latency(turns: list[list[float]], busy: list[float], conditions: Conditions, warmup: int, load: float) -> Latency:
     mine = [1000.0 * s for turn in turns for s in turn]
     done = replace(conditions, warmup=warmup, repeats=len(mine), load=load)
     step = max(1, math.ceil(len(mine) / SAMPLES_KEPT))
     p10, p50, p90 = (round(quantile(mine, q), 4) for q in (0.1, 0.5, 0.9))
-    return Latency(p50, p10, p90, tuple(round(s, 4) for s in mine[::step]), conditions=done)
+    cpu_ms = round(1000.0 * quantile(busy, 0.5), 4)
+    return Latency(p50, p10, p90, tuple(round(s, 4) for s in mine[::step]), conditions=done, cpu_ms=cpu_ms)
 
 
 def _paired(turns: list[list[float]], base: list[list[float]]) -> tuple[float, tuple[float, float]]:

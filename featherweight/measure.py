@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib import metadata
@@ -20,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featherweight import sessions
 from featherweight.errors import OptionError, closest, shown
 from featherweight.latency import Conditions, Latency, faster, load_average, median_interval, race, verdict
-from featherweight.runtime.metadata import preprocess_in
-from featherweight.runtime.nms import Nms, thresholds
+from featherweight.runtime import feeds
 from featherweight.runtime.session import available_threads, open_session
 
 if TYPE_CHECKING:
@@ -139,6 +140,11 @@ def size(*paths: str | os.PathLike[str]) -> int:
 
 def peak_memory_bytes() -> int | None:
     """The most memory this process has held so far; None where the system does not say."""
+    try:  # what `resource` tells of a child begins with what its parent had
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError, ValueError):
+        pass
     try:
         import resource
     except ImportError:
@@ -201,18 +207,31 @@ def runnable(
     threads: int | None = None,
     backend: str | None = None,
     precision: str | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    mode: str = "latency",
+    calls: int = 1,
 ) -> Runnable:
-    """A torch module, `.onnx` or `.xml` file with a fixed batch in front of it.
+    """A torch module or an exported file, ours or not, with a fixed batch in front of it.
 
-    `images` (N, 3, H, W) are repeated to fill the batch; without them it is seeded noise at `resolution`, which a file
-    usually knows by itself. `backend` and `precision` are those of `runtime.session.open_session`.
+    `images` (N, 3, H, W) are repeated to fill the batch; without them it is seeded noise of the shape that a file says,
+    of `resolution`, or of `shapes` by the inputs' names. `backend`, `precision` and `mode` are those of
+    `sessions.open_model`; a timed call answers the batch `calls` times.
     """
     if batch < 1:
         raise OptionError("batch", f"{batch} images are no batch; give 1 or more")
     threads = threads or available_threads()
-    if isinstance(source, (str, os.PathLike)):
-        return _file_runnable(Path(source), batch, resolution, images, threads, backend, precision)
-    return _module_runnable(source, _input(batch, resolution, images), threads)
+    if not isinstance(source, (str, os.PathLike)):
+        values = _input(batch, resolution, images)
+        return _module_runnable(source, values, threads, backend or "torch", precision, calls)
+    path = Path(source)
+    session = open_session(path, backend=backend, threads=threads, precision=precision, mode=mode)
+    known: dict[str, Any] = {"batch": batch, "resolution": resolution, "images": images, "shapes": shapes}
+    feed = feeds.made(session.inputs, session.metadata, path, **known)
+    done = {"dtype": session.dtype, "runtime": session.backend, "version": _version(session.backend)}
+    here = _here(next(iter(feed.values())), threads=session.threads, mode=mode, calls=calls, **done)
+    if mode == "latency" and calls == 1:
+        return Runnable(lambda: session.run(feed), here)
+    return Runnable(lambda: deque(session.stream([feed] * calls), maxlen=0), here)
 
 
 def _input(batch: int, resolution: tuple[int, int] | None, images: np.ndarray | None) -> np.ndarray:
@@ -227,53 +246,24 @@ def _input(batch: int, resolution: tuple[int, int] | None, images: np.ndarray | 
 
 def _here(values: np.ndarray, **known: Any) -> Conditions:
     cpu, flags = _cpu()
-    shape = tuple(int(n) for n in values.shape)
-    return Conditions(cpu=cpu, flags=flags, cores=available_threads(), batch=shape[0], resolution=shape[2:], **known)
+    batch = int(values.shape[0]) if values.ndim else 1
+    size = feeds.size_of(values)
+    return Conditions(cpu=cpu, flags=flags, cores=available_threads(), batch=batch, resolution=size, **known)
 
 
-def _module_runnable(model: nn.Module, values: np.ndarray, threads: int) -> Runnable:
-    import copy
-
+def _module_runnable(
+    model: nn.Module, values: np.ndarray, threads: int, backend: str, precision: str | None, calls: int
+) -> Runnable:
     import torch
 
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(
-            f"{type(model).__name__} cannot be timed; give a torch module or the path of an .onnx or .xml file"
-        )
-    if any(m.training for m in model.modules()):
-        model = copy.deepcopy(model).eval()
-    weight = next(model.parameters(), torch.empty(0))
-    inputs = torch.from_numpy(values).to(weight.device, weight.dtype)
+    ready = sessions.prepared(model, backend=backend, threads=threads, precision=precision)
+    inputs = torch.from_numpy(values).to(ready.device, ready.inputs)
 
     def call() -> object:
-        if torch.get_num_threads() != threads:  # the number belongs to the process, and neighbors may want another
-            torch.set_num_threads(threads)
-        with torch.inference_mode():
-            return model(inputs)
+        for _ in range(calls - 1):
+            ready.call(inputs)
+        return ready.call(inputs)
 
-    known = {"dtype": str(weight.dtype).removeprefix("torch."), "runtime": "torch eager", "version": _version("torch")}
-    return Runnable(call, replace(_here(values, threads=threads, **known), device=weight.device.type))
-
-
-def _file_runnable(
-    path: Path,
-    batch: int,
-    resolution: tuple[int, int] | None,
-    images: np.ndarray | None,
-    threads: int,
-    backend: str | None,
-    precision: str | None,
-) -> Runnable:
-    session = open_session(path, backend=backend, threads=threads, precision=precision)
-    port, *others = session.inputs
-    told = thresholds(Nms(), [other.name for other in others])
-    if len(others) > len(told) or len(port.shape) != 4:
-        raise OptionError("measure", f"{shown(path)} takes something else; files with one batch of images are timed")
-    height, width = port.shape[2:]
-    if resolution is None and height and width:
-        resolution = (height, width)
-    if resolution is None and "preprocess" in session.metadata:  # any size runs; it was made for this one
-        resolution = preprocess_in(session.metadata, path).size
-    feed = {port.name: _input(batch, resolution, images).astype(port.dtype), **told}
-    done = {"dtype": session.dtype, "runtime": session.backend, "version": _version(session.backend)}
-    return Runnable(lambda: session.run(feed), _here(feed[port.name], threads=session.threads, **done))
+    runtime = "torch eager" if backend == "torch" else "torch compiled"
+    known: dict[str, Any] = {"dtype": ready.dtype, "runtime": runtime, "version": _version("torch"), "calls": calls}
+    return Runnable(call, replace(_here(values, threads=threads, **known), device=ready.device))

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -241,10 +242,49 @@ def test_an_exported_file_is_raced_with_its_conditions(backend: str, tmp_path: P
     assert np.array_equal(shown["logits"].squeeze(), np.ones((3, 3)))
 
 
-def test_a_file_that_takes_no_images_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_somebody_elses_is_timed_whatever_it_takes(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    with pytest.raises(OptionError, match="one batch of images"):
-        measure.runnable(onnx_model.write(tmp_path / "vectors.onnx"))
+    run = measure.runnable(onnx_model.write(tmp_path / "vectors.onnx"), batch=5)
+    assert run()["logits"].shape == (5, 2) and run.conditions.batch == 5
+    several = measure.runnable(two_inputs(tmp_path / "two.onnx"), shapes={"maps": (1, 4, 6), "input_ids": (1, 9)})
+    assert several()["y"].shape == (1, 4, 6) and several()["ids"].shape == (1, 9)
+    assert measure.runnable(tmp_path / "two.onnx", shapes={"maps": (2, 4, 6)}, batch=2)()["ids"].shape == (2, 128)
+    for shapes, text in (
+        ({}, r"of 'maps' in .*two.onnx is \(any, 4, any\): say it, --shape maps=1,4,224"),
+        ({"map": (1, 4, 6)}, "did you mean 'maps'"),
+        ({"maps": (1, 3, 6)}, r"'maps' takes \(any, 4, any\), not 1,3,6"),
+    ):
+        with pytest.raises(OptionError, match=text):
+            measure.runnable(tmp_path / "two.onnx", shapes=shapes)
+
+
+def two_inputs(path: Path) -> Path:
+    """Maps (N, 4, L) and token ids (N, T), each given back."""
+    ports = {
+        "maps": ("y", TensorProto.FLOAT, ["batch", 4, "length"]),
+        "input_ids": ("ids", TensorProto.INT64, ["batch", "tokens"]),
+    }
+    nodes = [helper.make_node("Identity", [name], [port[0]]) for name, port in ports.items()]
+    given = [helper.make_tensor_value_info(name, port[1], port[2]) for name, port in ports.items()]
+    answers = [helper.make_tensor_value_info(*port) for port in ports.values()]
+    graph = helper.make_graph(nodes, "two", given, answers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), str(path))
+    return path
+
+
+def test_throughput_counts_every_batch_of_a_call(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    run = measure.runnable(image_model(tmp_path / "mean.onnx"), batch=2, threads=1, mode="throughput", calls=4)
+    found = measure.race({"file": run}, budget_s=0.1)["file"]
+    assert (found.conditions.mode, found.conditions.calls) == ("throughput", 4)
+    assert found.images_per_s == pytest.approx(8000 / found.median_ms)
+
+
+def test_processors_are_timed_beside_the_clock() -> None:
+    found = measure.race({"sleeps": lambda: time.sleep(0.01), "works": lambda: sum(range(300_000))}, budget_s=0.2)
+    assert found["sleeps"].cpu_ms is not None and found["works"].cpu_ms is not None
+    assert found["sleeps"].median_ms >= 10 and found["sleeps"].cpu_ms < 3
+    assert found["works"].cpu_ms > found["sleeps"].cpu_ms
 
 
 def test_measurements_survive_json_and_refuse_what_they_do_not_know(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def _options(how: How) -> dict[str, Any]:
 
 def _compiled(path: Path, options: dict[str, Any], data: bytes | None = None) -> tuple[Any, dict[str, Any]]:
     """OpenVINO's model, and what is told of it."""
-    source, weights = _bytes(path) if data is None else (data, None)
+    source, weights = graph_of(path) if data is None else (data, None)
     try:
         model = core().read_model(source, weights or b"")
         compiled = core().compile_model(model, "CPU", options)
@@ -85,7 +85,7 @@ def _cached(path: Path, options: dict[str, Any], folder: Path) -> tuple[Any, dic
     """The same from the cache, or put into it; and whether it came from there."""
     version = core().get_versions("CPU")["CPU"].build_number
     if not path.is_file() or (path.suffix == ".xml" and not path.with_suffix(".bin").is_file()):
-        _bytes(path)  # says what is wrong
+        graph_of(path)  # says what is wrong
     file = warm.place(folder, path, "openvino", version, options)
     if (kept := warm.read(file)) is not None:
         try:
@@ -134,7 +134,7 @@ def core() -> Any:
     return openvino.Core()
 
 
-def _bytes(path: Path) -> tuple[bytes, bytes | None]:
+def graph_of(path: Path) -> tuple[bytes, bytes | None]:
     """The checked bytes of a .onnx or .fwz, or of an .xml and the .bin beside it."""
     if path.suffix in GRAPHS:
         return sessions.graph_bytes(path), None

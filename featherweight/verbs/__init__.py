@@ -8,9 +8,9 @@ line's.
 from featherweight.verbs.accuracy import val
 from featherweight.verbs.converting import convert
 from featherweight.verbs.looking import info
-from featherweight.verbs.racing import bench
+from featherweight.verbs.racing import bench, layers
 from featherweight.verbs.shipping import export
 from featherweight.verbs.showing import draw
 from featherweight.verbs.training import model_spec, training_recipe
 
-__all__ = ["bench", "convert", "draw", "export", "info", "model_spec", "training_recipe", "val"]
+__all__ = ["bench", "convert", "draw", "export", "info", "layers", "model_spec", "training_recipe", "val"]
