@@ -25,6 +25,7 @@ OPTIONAL = (  # package, its extra, what it is for
     ("timm", "timm", "timm:NAME models"),
     ("transformers", "text", "models of the transformers library"),
     ("pyarrow", "parquet", "parquet data"),
+    ("uvicorn", "serve", "featherweight serve"),
     ("scikit-learn", "demo", "the digits of the demo"),
     ("scikit-image", "demo", "the photographs of the demo"),
 )

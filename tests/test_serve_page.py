@@ -24,10 +24,10 @@ from featherweight.serving.models import named
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(browser.found() is None, reason="needs a Chromium")]
 EVIL = "<img src=x onerror=document.title='taken'>"
-DRAW = "[...document.querySelectorAll('canvas')].map((one) => one.toDataURL())"
+DRAW = "[...document.querySelectorAll('article canvas')].map((one) => one.toDataURL())"
 DROP = """(async () => {
   const data = new DataTransfer();
-  const bytes = await new Promise((done) => document.querySelector('canvas').toBlob(done));
+  const bytes = await new Promise((done) => document.querySelector('article canvas').toBlob(done));
   data.items.add(new File([bytes], 'dropped.png', { type: 'image/png' }));
   document.dispatchEvent(new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true }));
 })()"""
@@ -137,6 +137,28 @@ def test_the_camera(page: browser.Browser) -> None:
         assert page.complaints == []
 
 
+def test_drawing(page: browser.Browser) -> None:
+    with running(named([("a", classifier())]), max_bytes=50_000) as client:
+        opened(page, client.port)
+        page.run("document.getElementById('draw').click()")
+        box = page.run("(({x, y}) => [x, y])(document.getElementById('pad').getBoundingClientRect())")
+        before = page.run("document.getElementById('pad').toDataURL()")
+        for kind, x in (("mousePressed", 40), ("mouseMoved", 120), ("mouseReleased", 120)):
+            place = {"x": box[0] + x, "y": box[1] + 100, "button": "left", "buttons": 1, "clickCount": 1}
+            page.call("Input.dispatchMouseEvent", type=kind, **place)
+        page.wait("document.querySelector('.top h3')?.textContent === 'drawing'")
+        assert page.run("document.getElementById('pad').toDataURL()") != before
+        assert page.complaints == []
+        page.run("""(() => {
+          const data = new DataTransfer();
+          data.items.add(new File([new Uint8Array(50001)], 'large.png'));
+          document.dispatchEvent(new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true }));
+        })()""")
+        page.wait("document.querySelectorAll('article').length === 2")
+        assert "has 50001 bytes, at most 50000" in page.run("document.querySelector('.problem').textContent")
+        assert page.complaints == []  # it was not even sent
+
+
 def test_questions(page: browser.Browser) -> None:
     class Finder:
         """Finds the last character of the context."""
@@ -173,7 +195,7 @@ def test_keyboard_reaches_everything_and_shows_where_it_is(page: browser.Browser
         for _ in range(4):
             page.press("Tab", 9)
             seen.append(page.run("document.activeElement.id || document.activeElement.textContent"))
-        assert seen == ["files", "camera", "top", "models"]
+        assert seen == ["files", "camera", "draw", "top"]
         page.press("Tab", 9)
         page.run("document.getElementById('files').focus()")
         style = "getComputedStyle(document.getElementById('files').parentElement)"

@@ -239,16 +239,18 @@
     return { top_k: $("top").value || "5", ...(detects ? { threshold: String(LEAST) } : {}) };
   };
 
-  async function onePicture(file) {
+  async function onePicture(file, old) {
+    const name = file.name || "pasted";
     try {
+      if (file.size > info.limits.max_bytes) throw new Error(`has ${file.size} bytes, at most ${info.limits.max_bytes} are taken`);
       const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
       const found = await ask(file, type, options());
       const bitmap = await createImageBitmap(file).catch(() => null);
-      await showPicture(file.name || "pasted", found, bitmap);
-      say(`${file.name}: ${found.models.map((one) => `${one.name} ${wordsOf(one)}`).join("; ")}`);
+      say(`${name}: ${found.models.map((one) => `${one.name} ${wordsOf(one)}`).join("; ")}`);
+      return await showPicture(name, found, bitmap, old);
     } catch (error) {
-      put(make("article", {}, make("h3", {}, file.name || "pasted"), make("p", { class: "problem" }, error.message)));
-      say(`${file.name}: ${error.message}`);
+      say(`${name}: ${error.message}`);
+      return put(make("article", {}, make("h3", {}, name), make("p", { class: "problem" }, error.message)), old);
     }
   }
 
@@ -304,6 +306,40 @@
     }
   }
 
+  // ---- drawing
+
+  function pad() {
+    const canvas = $("pad"), pen = canvas.getContext("2d");
+    let article = null;
+    const clear = () => { pen.fillStyle = "#202020"; pen.fillRect(0, 0, canvas.width, canvas.height); article = null; };
+    const place = (event) => [event.offsetX * canvas.width / canvas.clientWidth, event.offsetY * canvas.height / canvas.clientHeight];
+    pen.lineWidth = 22;
+    pen.lineCap = pen.lineJoin = "round";
+    pen.strokeStyle = "#ffffff";
+    clear();
+    canvas.addEventListener("pointerdown", (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      pen.beginPath();
+      pen.moveTo(...place(event));
+      pen.lineTo(...place(event));
+      pen.stroke();
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      if (!canvas.hasPointerCapture(event.pointerId)) return;
+      pen.lineTo(...place(event));
+      pen.stroke();
+    });
+    canvas.addEventListener("pointerup", async () => {
+      const blob = await new Promise((done) => canvas.toBlob(done));
+      busy = busy.then(async () => { article = await onePicture(new File([blob], "drawing", { type: "image/png" }), article); });
+    });
+    $("clear").addEventListener("click", clear);
+    $("draw").addEventListener("click", () => {
+      $("drawing").hidden = !$("drawing").hidden;
+      $("draw").setAttribute("aria-expanded", String(!$("drawing").hidden));
+    });
+  }
+
   // ---- text
 
   function contextOf(context, answer) {
@@ -351,6 +387,7 @@
       $("camera").disabled = true;
       $("camera").title = "A browser gives a camera to pages of this machine or over https alone.";
     }
+    pad();
     $("threshold").addEventListener("input", redraw);
     $("stage").addEventListener("input", redraw);
     $("text").addEventListener("submit", oneText);
@@ -368,6 +405,7 @@
       ` ${[one.task, `${one.runtime} ${one.dtype}`, `${one.threads} ${one.threads === 1 ? "thread" : "threads"}`, ...(one.input ? [one.input.join(" × ")] : [])].join(" · ")}`)));
     document.title = `${info.models.map((one) => one.name).join(" and ")} · featherweight`;
     const detects = info.models.some((one) => one.task === "object-detection");
+    $("draw").hidden = !info.models.some((one) => one.task === "image-classification");
     $("for-threshold").hidden = !detects;
     $("for-top").hidden = detects && info.models.every((one) => one.task === "object-detection");
     $("pictures").hidden = info.kind !== "picture";
