@@ -90,6 +90,8 @@ def test_what_pip_reads(metadata: dict[str, list[str]]) -> None:
         "parquet",
         "detection",
         "video",
+        "search",
+        "jpeg",
         "serve",
         "demo",
         "all",

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-from featherweight.doors import door, read_input
+from featherweight.doors import door, jpeg, read_input
 from featherweight.errors import InputError
 
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn
@@ -105,7 +105,8 @@ def _decode(data: bytes, name: object, max_pixels: int) -> np.ndarray:
             # Not Image.open: it would guess among all plugins, and its own size check only warns.
             with _READERS[kind](BytesIO(data)) as image:
                 _check_size(image.size, name, max_pixels)
-                return _to_rgb(image, name)
+                found = jpeg.pixels(data, image.size) if kind == "JPEG" else None
+                return _to_rgb(image, name) if found is None else _upright(found, image)
         except EOFError as error:
             raise InputError(name, "truncated", f"this {kind} stops early; copy it again") from error
         except (OSError, SyntaxError, ValueError) as error:
@@ -229,6 +230,12 @@ def _to_rgb(image: Image.Image, name: object) -> np.ndarray:
         image = _turned(image, image)
     image.info.pop("transparency", None)  # dropped in any case; Pillow would warn about it
     return np.array(image.convert("RGB"))
+
+
+def _upright(pixels: np.ndarray, original: Image.Image) -> np.ndarray:
+    """Pixels turned by the EXIF of `original`."""
+    turns = _orientation(original.info.get("exif", b"")) in _TURNS
+    return np.array(_turned(Image.fromarray(pixels), original)) if turns else pixels
 
 
 def _turned(image: Image.Image, original: Image.Image) -> Image.Image:

@@ -279,3 +279,26 @@ def test_scan_finds_each_picture_once_and_does_not_leave_the_folder(tmp_path: Pa
         door.scan(root / "none")
     with pytest.raises(InputError, match="not a folder"):
         door.scan(root / "z.PNG")
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_a_quicker_decoder_gives_the_same_pixels(subsampling: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("simplejpeg")
+    from featherweight.doors import jpeg
+
+    rng = np.random.default_rng(0)
+    big = Image.fromarray(rng.integers(0, 256, (40, 56, 3), np.uint8)).resize((229, 163), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    cases = [encoded(big, "JPEG", subsampling=subsampling, quality=q) for q in (60, 95)]
+    cases.append(encoded(big, "JPEG", subsampling=subsampling, progressive=True))
+    for turn in range(1, 9):
+        exif[0x0112] = turn
+        cases.append(encoded(big, "JPEG", subsampling=subsampling, exif=exif.tobytes()))
+    cases += [encoded(big.convert(mode), "JPEG") for mode in ("L", "CMYK")]
+    quick = [door.read(case) for case in cases]
+    assert jpeg.pixels(cases[0], big.size) is not None  # the control: it was taken
+    assert jpeg.pixels(cases[0], (1, 1)) is None and jpeg.pixels(cases[-1], big.size) is None
+    assert jpeg.pixels(cases[0][:-400], big.size) is None and reason(cases[0][:-400]) == "truncated"
+    monkeypatch.setattr(jpeg, "pixels", lambda *_: None)
+    for case, found in zip(cases, quick, strict=True):
+        assert found.flags.writeable and np.array_equal(found, door.read(case))
