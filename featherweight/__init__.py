@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from featherweight.official import create
     from featherweight.pipelines import pipeline
     from featherweight.runs import run
+    from featherweight.search import fit
     from featherweight.verbs import bench, draw, info, val
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "bench", "create", "draw", "info", "load", "pipeline", "run", "val"]
+__all__ = ["__version__", "bench", "create", "draw", "fit", "info", "load", "pipeline", "run", "val"]
 
 _PLACES = {
     "bench": "verbs",
     "create": "official",
     "draw": "verbs",
+    "fit": "search",
     "info": "verbs",
     "load": "artifact",
     "pipeline": "pipelines",

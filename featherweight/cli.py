@@ -20,6 +20,7 @@ from featherweight import (
     __version__,
     cli_convert,
     cli_explain,
+    cli_fit,
     cli_look,
     cli_plot,
     cli_predict,
@@ -39,7 +40,7 @@ EXTRAS = {  # module -> the extra that brings it
     "torch": "torch", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino",
     "timm": "timm", "torchvision": "timm", "transformers": "text", "tokenizers": "text", "huggingface_hub": "text",
     "pyarrow": "parquet", "sklearn": "demo", "skimage": "demo", "faster_coco_eval": "detection",
-    "starlette": "serve", "uvicorn": "serve",
+    "starlette": "serve", "uvicorn": "serve", "optuna": "search",
 }  # fmt: skip
 PAIR = re.compile(r"([A-Za-z][\w.\[\]-]*)=(.*)", re.DOTALL)
 HELP = "Make a vision model small and fast, and prove it."
@@ -48,6 +49,7 @@ EVERYWHERE = "Everywhere: -q, -v, --json (stdout holds JSON alone), --debug, --v
 
 VERBS: tuple[Callable[..., int], ...] = (
     *cli_run.VERBS,
+    *cli_fit.VERBS,
     *cli_predict.VERBS,
     *cli_use.VERBS,
     *cli_serve.VERBS,

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of several models are worth having: no other is both more accurate and cheaper; and which meets a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from featherweight.search.limits import COSTS, Limits, words
+
+T = TypeVar("T")
+Found = Mapping[str, Any]  # what `points.measured` returned
+F = TypeVar("F", bound=Mapping[str, Any])
+
+
+def non_dominated(items: Sequence[T], quality: Callable[[T], float], cost: Callable[[T], float]) -> list[T]:
+    """The items that no other beats in both, the cheapest first; of equal ones the first given stays."""
+    kept: list[T] = []
+    best = float("-inf")
+    for item in sorted(items, key=lambda i: (cost(i), -quality(i))):
+        if quality(item) > best:
+            kept.append(item)
+            best = quality(item)
+    return kept
+
+
+def layers(items: Sequence[T], quality: Callable[[T], float], cost: Callable[[T], float]) -> list[list[T]]:
+    """The non-dominated items, those that are so without them, and so on (Deb 2002, NSGA-II)."""
+    left, found = list(items), []
+    while left:
+        front = non_dominated(left, quality, cost)
+        found.append(front)
+        chosen = {id(item) for item in front}
+        left = [item for item in left if id(item) not in chosen]
+    return found
+
+
+def ordered(items: Sequence[Found], limits: Limits, start: Found) -> list[Found]:
+    """The most promising first, judged by agreement: those within the limits, then those least above them.
+
+    Where a cost is limited agreement decides; where only the loss is, it is front by front, and in a front those whose
+    agreement is nearest to what may be lost.
+    """
+    inside = [item for item in items if not limits.excess(item)]
+    outside = sorted((item for item in items if limits.excess(item)), key=lambda i: sum(limits.excess(i).values()))
+    if limits.bounded:
+        return sorted(inside, key=lambda i: -float(i["agreement"])) + outside
+    wanted = 1.0 - (limits.max_drop or 0.0)
+    near: list[Found] = []
+    for front in layers(inside, lambda i: float(i["agreement"]), lambda i: float(i[limits.cost])):
+        near += sorted(front, key=lambda i: abs(wanted - float(i["agreement"])))
+    return near + outside
+
+
+def pick(items: Sequence[F], limits: Limits, start: Found) -> tuple[F, str]:
+    """The item for the budget and "", or the nearest with the reason why none fits.
+
+    Of those that fit the most accurate one where a cost is limited, else the cheapest.
+    """
+
+    def drop(item: Found) -> float:
+        return float(start["top1"]) - float(item["top1"])
+
+    fitting = [item for item in items if not limits.too_much(item, drop(item))]
+    if fitting:
+        if limits.bounded:
+            return max(fitting, key=lambda i: (i["top1"], i["agreement"], -i[limits.cost])), ""
+        return min(fitting, key=lambda i: (i[limits.cost], -i["top1"])), ""
+    nearest = min(items, key=lambda i: sum(limits.too_much(i, drop(i)).values()))
+    return nearest, _why(items, nearest, limits, drop)
+
+
+def _why(items: Sequence[Found], nearest: Found, limits: Limits, drop: Callable[[Found], float]) -> str:
+    """ "none of 12 models is within 1 ms: the fastest takes 1.3 ms"."""
+    for name in COSTS:
+        limit = getattr(limits, name)
+        least = min(float(item[name]) for item in items)
+        if limit is not None and least > limit:
+            cheapest = {"latency_ms": "the fastest takes", "size_bytes": "the smallest has", "macs": "the least are"}
+            asked, reached = words(name, limit), words(name, least)
+            return f"none of {len(items)} models keeps to {asked}: {cheapest[name]} {reached}"
+    lost = 100 * drop(nearest)
+    above = ", ".join(words(name, float(nearest[name])) for name in limits.excess(nearest))
+    if limits.max_drop is not None and lost > 100 * limits.max_drop + 1e-6:
+        within = " within the other limits" if limits.bounded and not above else ""
+        return f"none of {len(items)} models loses {100 * limits.max_drop:g} points or less{within}: {lost:.1f}" + (
+            f" and {above} are nearest" if above else " are nearest"
+        )
+    return f"none of {len(items)} models keeps to all of: {limits}; the nearest needs {above}"

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end of a search: the models worth having raced once more side by side, tested, and saved with their recipes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featherweight import deploy, files, measure
+from featherweight import recipe as recipes
+from featherweight.doors import yaml as strict_yaml
+from featherweight.latency import verdict
+from featherweight.runtime.session import open_session
+from featherweight.search.front import non_dominated, pick
+from featherweight.search.limits import Limits
+from featherweight.search.points import AT_ONCE, Found, Ground, Tell, alone
+from featherweight.tasks.classification import scores
+
+MOST = 12  # models that are raced and saved
+RACE_SECONDS = 12.0
+OPENVINO = "openvino"
+
+
+@dataclass(frozen=True)
+class Search:
+    """What `fit` found. `pick` is the model for the limits, or the nearest one where `reason` says why none fits."""
+
+    folder: Path
+    limits: Limits
+    pick: Found
+    front: tuple[Found, ...]  # the non-dominated models, the cheapest first, each with `folder`, `recipe` and numbers
+    start: Found
+    written: Found | None  # the recipe as it was written, where one was named
+    points: tuple[Found, ...]  # all that were measured
+    reason: str = ""
+
+    @property
+    def met(self) -> bool:
+        return not self.reason
+
+
+def last_of_each(results: Sequence[Mapping[str, Any]]) -> list[Found]:
+    """Of each point what its longest training came to."""
+    best: dict[str, Found] = {}
+    for found in results:
+        known = best.get(found["key"])
+        if known is None or found["images"] > known["images"]:
+            best[found["key"]] = dict(found)
+    return list(best.values())
+
+
+def chosen(results: Sequence[Mapping[str, Any]], limits: Limits, start: Found) -> list[Found]:
+    """The models that are raced and saved: those that no other beats, and the pick; only those whose file is here."""
+    here = [found for found in last_of_each(results) if Path(found["file"]).is_file()]
+    front = non_dominated(here, lambda f: float(f["top1"]), lambda f: float(f[limits.cost]))
+    if here:
+        best, _ = pick(here, limits, start)
+        front = [*front, *([] if best in front else [best])]
+        first = sorted(front, key=lambda f: (f is not best, -f["top1"]))[:MOST]
+        front = [found for found in front if found in first]
+    return sorted(front, key=lambda f: float(f[limits.cost]))
+
+
+def concluded(ground: Ground, limits: Limits, results: Sequence[Found], written: Found | None, tell: Tell) -> Search:
+    """Race, test and save what is worth having; the pick is by the validation part, the test part is only told."""
+    ground.forecast.learn(results)
+    front = chosen(results, limits, dict(ground.about))
+    raced = {"start": dict(ground.about), **({"written": written} if written else {})}
+    raced |= {found["key"]: found for found in front}
+    tell({"event": "note", "text": f"{len(raced)} models are raced side by side and tested"})
+    done = _raced(ground, raced)
+    for name, found in done.items():
+        found["test"] = _tested(ground, found)
+        found["drop"] = float(done["start"]["top1"]) - float(found["top1"])
+        found["name"] = name
+    saved = [_saved(ground, done[found["key"]], number) for number, found in enumerate(front, 1)]
+    best, reason = pick(saved or [done["start"]], limits, done["start"])
+    if Path(str(best.get("place", ""))).is_dir():
+        files.point(ground.folder / "pick", best["place"])
+    return Search(ground.folder, limits, best, tuple(saved), done["start"], done.get("written"), tuple(results), reason)
+
+
+def _raced(ground: Ground, found: Mapping[str, Found]) -> dict[str, Found]:
+    """Everything in one race, in turns; ratios to the start and to the recipe as it was written."""
+    ready = {}
+    for name, item in found.items():
+        known: dict[str, Any] = {"batch": 1, "backend": ground.runtime, "threads": ground.threads}
+        ready[name] = measure.runnable(Path(item["file"]), **known)
+    with alone(ground.folder):
+        times = measure.race(ready, baseline="start", budget_s=RACE_SECONDS, repeats=200)
+    done = {}
+    for name, item in found.items():
+        new: dict[str, Any] = {
+            "latency_ms": times[name].median_ms,
+            "p10_ms": times[name].p10_ms,
+            "p90_ms": times[name].p90_ms,
+        }
+        new["conditions"] = dataclasses.asdict(times[name].conditions)
+        for other in ("start", "written"):
+            if other in found and name != other:
+                ratio, interval = times.ratio(name, over=other)
+                new[f"against_{other}"] = {"ratio": ratio, "interval": list(interval), "says": verdict(ratio, interval)}
+        done[name] = {**item, **new}
+    return done
+
+
+def _tested(ground: Ground, found: Found) -> dict[str, Any] | None:
+    """Accuracy on the test part, which nothing in the search has looked at; None where the data has none."""
+    if ground.data.test is None:
+        return None
+    session = open_session(Path(found["file"]), backend=ground.runtime, threads=ground.threads)
+    height, width = session.inputs[0].shape[2:]
+    size = (int(height), int(width)) if height and width else ground.work.preprocess.size
+    work = dataclasses.replace(ground.work, preprocess=dataclasses.replace(ground.work.preprocess, size=size))
+    return scores(*deploy.answers(session, work.batches("test", size=AT_ONCE).epoch(0)))
+
+
+def _saved(ground: Ground, found: Found, number: int) -> Found:
+    """The model in `front/NN-.../`: folder, file, numbers, and the recipe that makes it again."""
+    told = re.sub(r"[^a-z0-9.]+", "-", str(found["says"]).lower()).strip("-")[:60]
+    place = ground.folder / "front" / f"{number:02d}-{told}"
+    place.mkdir(parents=True, exist_ok=True)
+    formats = ["onnx", *([OPENVINO] if ground.runtime == OPENVINO else [])]
+    plan = ground.space.recipe(found["point"], int(found["images"]), f"{ground.folder.name}-{number:02d}")
+    raw = recipes.plain(dataclasses.replace(plan, output=str(ground.folder.parent)))
+    raw["steps"].append({"export": {"formats": formats}})
+    files.publish(place / "recipe.yaml", strict_yaml.write(raw).encode())
+    shutil.copytree(found["model"], place / "model", dirs_exist_ok=True)
+    files.publish(place / "model.onnx", Path(found["file"]).read_bytes())
+    done = {**found, "place": str(place), "recipe": str(place / "recipe.yaml")}
+    files.publish_json(place / "numbers.json", {k: v for k, v in done.items() if k not in ("file", "model", "folder")})
+    return done
