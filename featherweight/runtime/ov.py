@@ -14,7 +14,7 @@ import numpy as np
 
 from featherweight.errors import InputError, missing_extra
 from featherweight.runtime import session as sessions
-from featherweight.runtime import warm
+from featherweight.runtime import warm as store
 from featherweight.runtime.lacking import refusal
 from featherweight.runtime.profiling import LayerTime
 from featherweight.runtime.session import GRAPHS, Arrays, How, Port, Session
@@ -27,9 +27,21 @@ def open_file(path: Path, how: How, data: bytes | None = None) -> Session:
     """A session on a .onnx, .fwz or .xml file, or on `data`, an ONNX graph that stands for it."""
     options = _options(how)
     if how.cache is None or data is not None:
-        compiled, told, kept = *_compiled(path, options, data), False
-    else:
-        compiled, told, kept = _cached(path, options, how.cache)
+        return _session(*_compiled(path, options, data), how, warm=False)
+    compiled, told, kept = _cached(path, options, how.cache)
+    return _session(compiled, told, how, warm=kept)
+
+
+def of_model(model: Any, path: Path, how: How) -> Session:
+    """A session on a model that OpenVINO has read and we have changed."""
+    try:
+        compiled = core().compile_model(model, "CPU", _options(how))
+    except RuntimeError as error:
+        raise refusal(path, "OpenVINO", error) from None
+    return _session(compiled, _told(model), how, warm=False)
+
+
+def _session(compiled: Any, told: dict[str, Any], how: How, *, warm: bool) -> Session:
     throughput = how.mode == "throughput"
     in_flight = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS") if throughput else 1
     request = compiled.create_infer_request()
@@ -51,7 +63,7 @@ def open_file(path: Path, how: How, data: bytes | None = None) -> Session:
         threads=compiled.get_property("INFERENCE_NUM_THREADS"),
         mode=how.mode,
         in_flight=in_flight,
-        warm=kept,
+        warm=warm,
         lend=lend,
         submit=_submit(compiled, in_flight, [port.name for port in outputs]) if throughput else None,
         layers=(lambda arrays: _profiled(request, arrays)) if how.profile else None,
@@ -77,8 +89,21 @@ def _compiled(path: Path, options: dict[str, Any], data: bytes | None = None) ->
         compiled = core().compile_model(model, "CPU", options)
     except RuntimeError as error:
         raise refusal(path, "OpenVINO", error, source if weights is None else None) from None
+    return compiled, _told(model)
+
+
+def read(path: Path) -> Any:
+    """OpenVINO's model of a checked file."""
+    source, weights = graph_of(path)
+    try:
+        return core().read_model(source, weights or b"")
+    except RuntimeError as error:
+        raise refusal(path, "OpenVINO", error, source if weights is None else None) from None
+
+
+def _told(model: Any) -> dict[str, Any]:
     int8 = any(op.get_type_name() in ("FakeQuantize", "FakeConvert") for op in model.get_ops())
-    return compiled, {"metadata": _metadata(model), "int8": int8}
+    return {"metadata": metadata(model), "int8": int8}
 
 
 def _cached(path: Path, options: dict[str, Any], folder: Path) -> tuple[Any, dict[str, Any], bool]:
@@ -86,8 +111,8 @@ def _cached(path: Path, options: dict[str, Any], folder: Path) -> tuple[Any, dic
     version = core().get_versions("CPU")["CPU"].build_number
     if not path.is_file() or (path.suffix == ".xml" and not path.with_suffix(".bin").is_file()):
         graph_of(path)  # says what is wrong
-    file = warm.place(folder, path, "openvino", version, options)
-    if (kept := warm.read(file)) is not None:
+    file = store.place(folder, path, "openvino", version, options)
+    if (kept := store.read(file)) is not None:
         try:
             return core().import_model(kept.blob, "CPU", options), kept.told, True
         except RuntimeError:  # of another build after all; the model itself is at hand
@@ -95,7 +120,7 @@ def _cached(path: Path, options: dict[str, Any], folder: Path) -> tuple[Any, dic
     compiled, told = _compiled(path, options)
     exported = compiled.export_model()
     blob = exported.getvalue() if isinstance(exported, io.BytesIO) else bytes(exported)
-    warm.write(file, warm.Kept(blob, told))
+    store.write(file, store.Kept(blob, told))
     return compiled, told, False
 
 
@@ -158,7 +183,7 @@ def _port(port: Any) -> Port:
     return Port(port.any_name, shape, TYPES.get(kind, kind))
 
 
-def _metadata(model: Any) -> dict[str, str]:
+def metadata(model: Any) -> dict[str, str]:
     """What an .xml carries under model_info; for a .onnx its metadata_props, which OpenVINO files under framework."""
     for place in ("model_info", "framework"):
         if model.has_rt_info(place):

@@ -65,7 +65,7 @@ class Preprocess:
             raise InputError("picture", "bad_shape", f"must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
         if self.resize == "letterbox":
             return Letterbox(self.size)(image)[0]
-        resized = self._resized(image.shape[0], image.shape[1])
+        resized = self.resized(image.shape[0], image.shape[1])
         if resized == self.size == image.shape[:2]:
             return image
         height, width = self.size
@@ -88,7 +88,7 @@ class Preprocess:
 
     def window(self, height: int, width: int) -> tuple[float, float, float, float]:
         """Left, top, right, bottom of what `fit` keeps of a picture of this size, as shares of its sides."""
-        tall, wide = self._resized(height, width)
+        tall, wide = self.resized(height, width)
         top, left = round((tall - self.size[0]) / 2.0), round((wide - self.size[1]) / 2.0)
         return left / wide, top / tall, (left + self.size[1]) / wide, (top + self.size[0]) / tall
 
@@ -127,7 +127,7 @@ class Preprocess:
         except (OptionError, TypeError) as error:
             raise InputError(name, "out_of_range", str(error)) from error
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
+    def resized(self, height: int, width: int) -> tuple[int, int]:
         """Height and width before the crop, as torchvision rounds them."""
         if self.resize == "none":
             if (height, width) != self.size:

@@ -156,7 +156,7 @@ def open_session(
     profile: measure what each layer takes, which slows the whole; for `Session.layers`.
     """
     path = Path(path)
-    backend = _backend(path, backend)
+    backend = backend_of(path, backend)
     how = checked(threads=threads, precision=precision, mode=mode, streams=streams, cache=cache, profile=profile)
     return opened(path, backend, how)
 
@@ -202,7 +202,8 @@ def cache_folder() -> Path:
     return (Path(told) if os.path.isabs(told) else Path.home() / ".cache") / "featherweight" / "compiled"
 
 
-def _backend(path: Path, backend: str | None) -> str:
+def backend_of(path: Path, backend: str | None) -> str:
+    """The runtime for a file; OptionError or InputError where there is none."""
     if backend is not None and backend not in BACKENDS:
         raise OptionError("backend", f"no {backend!r}; {closest(backend, BACKENDS)}Known: {', '.join(BACKENDS)}")
     if path.suffix not in (*GRAPHS, ".xml"):
