@@ -168,9 +168,10 @@ def test_help_and_doctor(files: Path) -> None:
         ("compress", "vit_digits", "--data", "digits"),
         ("demo",),
         ("val", "model.onnx", "--data", "digits"),
+        ("serve", "model.onnx"),
     ],
 )
-def test_what_needs_torch_says_so_in_one_line(files: Path, command: tuple[str, ...]) -> None:
+def test_what_needs_more_says_so_in_one_line(files: Path, command: tuple[str, ...]) -> None:
     done = hidden(COMMAND, *command, folder=files)
     assert done.returncode == 2, done.stdout + done.stderr
     said = done.stderr.strip().splitlines()

@@ -3,6 +3,7 @@
   const KEEP = 40; // answers on the page
   const RECENT = 200; // of which the table tells the medians
   const ENOUGH = 5; // answers before the models are compared
+  const LISTED = 30; // answers under a picture
   const LEAST = 0.05; // score of boxes that are fetched; the slider hides, it does not ask again
   const WIDEST = 640; // pixels of a drawing
   const STAGES = ["decode", "prepare", "model", "answer"];
@@ -114,18 +115,21 @@
     const least = Number($("threshold").value);
     pen.font = "600 13px system-ui, sans-serif";
     pen.textBaseline = "top";
-    pen.lineWidth = 2;
+    pen.lineWidth = 3;
     for (const one of answer.answers.filter((found) => found.score >= least).reverse()) {
       const { xmin, ymin, xmax, ymax } = one.box;
-      const color = `hsl(${hueOf(one.label, classes)} 85% 45%)`;
+      const hue = hueOf(one.label, classes);
+      const color = `hsl(${hue} 85% 45%)`;
       pen.strokeStyle = color;
       pen.strokeRect(xmin * scale, ymin * scale, (xmax - xmin) * scale, (ymax - ymin) * scale);
       const text = `${one.label} ${one.score.toFixed(2)}`;
       const y = ymin * scale >= 18 ? ymin * scale - 18 : ymin * scale;
       pen.fillStyle = color;
-      pen.fillRect(xmin * scale - 1, y, pen.measureText(text).width + 10, 18);
-      pen.fillStyle = "#fff";
-      pen.fillText(text, xmin * scale + 4, y + 3);
+      const wide = pen.measureText(text).width + 10;
+      const x = Math.max(0, Math.min(xmin * scale - 1, pen.canvas.width - wide));
+      pen.fillRect(x, y, wide, 18);
+      pen.fillStyle = hue > 35 && hue < 195 ? "#000" : "#fff";
+      pen.fillText(text, x + 5, y + 3);
     }
   }
 
@@ -164,11 +168,13 @@
   function listOf(answer) {
     const least = answer.task === "object-detection" ? Number($("threshold").value) : 0;
     const list = make("ol", { class: "answers" });
-    for (const one of answer.answers.filter((found) => found.score >= least)) {
+    const found = answer.answers.filter((one) => one.score >= least);
+    for (const one of found.slice(0, LISTED)) {
       const bar = make("span", { class: "bar", "aria-hidden": "true" }, make("i"));
       bar.firstChild.style.width = `${100 * Math.min(1, one.score)}%`;
       list.append(make("li", {}, make("span", {}, one.label ?? (one.answer || "(no answer)")), bar, make("span", { class: "n" }, `${(100 * one.score).toFixed(1)} %`)));
     }
+    if (found.length > LISTED) list.append(make("li", {}, make("span", { class: "soft" }, `and ${found.length - LISTED} more`)));
     if (!list.children.length) list.append(make("li", {}, make("span", { class: "soft" }, "nothing above the least score")));
     return list;
   }
