@@ -452,6 +452,22 @@ def test_names_and_pairs() -> None:
             Limits(**wrong)  # type: ignore[arg-type]
 
 
+def test_the_page_of_the_docs_tells_the_limits_that_hold() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "serve.md").read_text(encoding="utf-8").replace("\n", " ")
+    known = Limits()
+    for said in (
+        f"| `--max-bytes` | {known.max_bytes >> 20} MiB |",
+        f"at most {known.max_text:,} bytes".replace(",", " "),
+        f"| `--max-pixels` | {known.max_pixels:,} |".replace(",", " "),
+        f"| `--waiting` | {known.waiting} |",
+        f"| `--timeout` | {known.answer_seconds:g} s |",
+        f"A body has {known.body_seconds:g} seconds to arrive, a request's head {known.header_seconds:g}",
+        f"at most {known.connections} connections",
+        f"| `top_k` | {Asked().top_k} |",
+    ):
+        assert said in text, said
+
+
 def test_kept_patches_lie_where_the_crop_was(files: Path) -> None:
     from featherweight.runtime.preprocess import Preprocess
 
