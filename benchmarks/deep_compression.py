@@ -8,8 +8,10 @@
 FOLDER holds the four `*-ubyte.gz` files of Fashion-MNIST (Debian: dataset-fashion-mnist). LeNet-300-100 and Caffe's
 LeNet-5 are those of the paper (Han 2016, 1510.00149), pruned to its densities, half and a quarter of them. What is
 judged is the model loaded back from its compact file; its size is that of the file, header, names, biases and codebooks
-included, against four bytes for every parameter. Accuracy is that of the 10,000 test pictures, which nothing is chosen
-by. Every model is kept under --work, every row in the results, so that a run that was stopped goes on.
+included, against four bytes for every parameter. Streams are those of the weights' codes and the gaps between them,
+with their tables, against the entropy of their symbols; biases and codebooks are too short to be coded. Accuracy is
+that of the 10,000 test pictures, which nothing is chosen by. Every model is kept under --work, every row in the
+results, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -167,7 +169,9 @@ class Study:
         path = self.work / f"{self.name}-{title}.fwz"
         size, floats = path.stat().st_size, 4 * measure.parameters(self.base)
         with opened(path) as file:
-            packed = [pack(tensor) for tensor in file.tensors().values()]
+            tensors = file.tensors()
+            codes = [name for name in tensors if name.endswith(".codes")] or list(tensors)
+            packed = [pack(tensors[name]) for name in codes]
         streams, least = sum(one.nbytes for one in packed), sum(least_bytes(one) for one in packed)
         found = {
             "net": self.name.rpartition("-")[0],
