@@ -21,7 +21,7 @@ from typing import Any
 
 from featherweight import composition, files, recipe
 from featherweight.binding import Within, options_of
-from featherweight.doors import checkpoint, image, json, onnx, pickle, safetensors, torchfile, yaml
+from featherweight.doors import checkpoint, image, jpeg, json, onnx, pickle, safetensors, torchfile, yaml
 from featherweight.steps import STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +30,7 @@ MANY = 1e4
 LIMITS = (
     ("pixels of a picture", image.MAX_PIXELS, "the option `max_pixels`"),
     ("bytes of a picture", image.MAX_BYTES, ""),
+    ("scans of a JPEG", jpeg.MAX_SCANS, ""),
     ("bytes of a recipe", yaml.MAX_BYTES, ""),
     ("levels of a recipe", yaml.MAX_DEPTH, ""),
     ("bytes of a JSON file", json.MAX_BYTES, ""),

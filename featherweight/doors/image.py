@@ -101,6 +101,8 @@ def _decode(data: bytes, name: object, max_pixels: int) -> np.ndarray:
         _check_size(_early_size(data, kind), name, max_pixels)
         if kind == "PNG":
             _check_png(data, name)
+        if kind == "JPEG" and jpeg.has_too_many_scans(data):
+            raise InputError(name, "too_large", f"has more than {jpeg.MAX_SCANS} scans; save it again")
         try:
             # Not Image.open: it would guess among all plugins, and its own size check only warns.
             with _READERS[kind](BytesIO(data)) as image:

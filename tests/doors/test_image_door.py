@@ -4,6 +4,7 @@
 import io
 import os
 import struct
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -302,3 +303,17 @@ def test_a_quicker_decoder_gives_the_same_pixels(subsampling: int, monkeypatch: 
     monkeypatch.setattr(jpeg, "pixels", lambda *_: None)
     for case, found in zip(cases, quick, strict=True):
         assert found.flags.writeable and np.array_equal(found, door.read(case))
+
+
+@pytest.mark.parametrize("between", [b"", b"\xff\xff", b"\0junk"])
+def test_a_jpeg_of_few_bytes_does_not_take_minutes(between: bytes) -> None:
+    """Each scan is a pass over all pixels; a decoder takes any number of them and skips what lies between."""
+    gray = Image.fromarray(np.zeros((2000, 2000, 3), np.uint8))
+    whole = encoded(gray, "JPEG", progressive=True)
+    last = between + whole[whole.rfind(b"\xff\xc4", 0, whole.rfind(b"\xff\xda")) : -2]
+    few, many = (whole[:-2] + last * count + whole[-2:] for count in (20, 120))
+    assert np.array_equal(door.read(few), door.read(whole))
+    began = time.process_time()
+    assert reason(many) == "too_large"
+    assert time.process_time() - began < 0.5
+    assert np.array_equal(door.read(whole + b"\xff\xda" * 200), door.read(whole))  # a film behind the picture
