@@ -398,7 +398,7 @@ def test_damaged_pictures_and_texts(two: Client) -> None:
     stored = io.BytesIO()
     Image.fromarray(tiny_files.picture()).save(stored, "JPEG")
     for whole in (png(), stored.getvalue()):
-        for number in range(60):
+        for number in range(30):
             data = bytearray(whole)
             for place in rng.integers(0, len(data), 3):
                 data[place] = rng.integers(256)

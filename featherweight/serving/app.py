@@ -197,7 +197,7 @@ async def _read(request: Request, most: int) -> bytes:
 
 
 def _too_large(most: int) -> Refused:
-    return Refused(413, "too_large", f"has more than {most} bytes; make it smaller, or raise the limit")
+    return Refused(413, "too_large", f"has more than {most} bytes, which is the limit")
 
 
 def _page() -> tuple[str, str]:
