@@ -164,7 +164,8 @@ def test_card_python_runs(small_world: Path, card: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["house", "formats", "models", "training", "composition", "detection_data", "text", "serve", "fit"]
+    "name",
+    ["house", "formats", "models", "training", "composition", "detection_data", "text", "serve", "fit", "device"],
 )
 def test_page_python_runs(small_world: Path, name: str) -> None:
     assert any(block.kind == "python" for block in blocks(DOCS / f"{name}.md"))
