@@ -38,17 +38,17 @@ def layers(items: Sequence[T], quality: Callable[[T], float], cost: Callable[[T]
 def ordered(items: Sequence[Found], limits: Limits, start: Found) -> list[Found]:
     """The most promising first, judged by agreement: those within the limits, then those least above them.
 
-    Where a cost is limited agreement decides; where only the loss is, it is front by front, and in a front those whose
-    agreement is nearest to what may be lost.
+    Where a cost is limited agreement decides; where only the loss is, it is front by front, and in a front those first
+    whose loss so far is nearest to what is allowed.
     """
     inside = [item for item in items if not limits.excess(item)]
     outside = sorted((item for item in items if limits.excess(item)), key=lambda i: sum(limits.excess(i).values()))
     if limits.bounded:
         return sorted(inside, key=lambda i: -float(i["agreement"])) + outside
-    wanted = 1.0 - (limits.max_drop or 0.0)
+    wanted = float(start["top1"]) - (limits.max_drop or 0.0)
     near: list[Found] = []
     for front in layers(inside, lambda i: float(i["agreement"]), lambda i: float(i[limits.cost])):
-        near += sorted(front, key=lambda i: abs(wanted - float(i["agreement"])))
+        near += sorted(front, key=lambda i: abs(wanted - float(i["top1"])))
     return near + outside
 
 

@@ -238,10 +238,7 @@ def warnings_of(ground: Ground) -> list[str]:
 
 def unlabeled_pictures(where: str, most: int) -> tuple[np.ndarray, ...]:
     """Up to `most` pictures of a folder, evenly spaced by name."""
-    folder = Path(where)
-    if not folder.is_dir():
-        raise OptionError("--unlabeled", f"{shown(where)} is no folder of pictures")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    paths = sorted(path for path in Path(where).rglob("*") if path.suffix.lower() in EXTENSIONS)
     if not paths:
         raise OptionError("--unlabeled", f"{shown(where)} holds no pictures ({' '.join(EXTENSIONS)})")
     chosen = np.linspace(0, len(paths) - 1, min(most, len(paths))).round().astype(int)

@@ -21,8 +21,8 @@ from featherweight.search.limits import Limits
 from featherweight.search.points import AT_ONCE, Found, Ground, Tell, alone
 from featherweight.tasks.classification import scores
 
-MOST = 12  # models that are raced and saved
-RACE_SECONDS = 12.0
+MOST = 10  # models that are raced and saved
+RACE_SECONDS = 10.0
 OPENVINO = "openvino"
 
 

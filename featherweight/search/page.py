@@ -53,7 +53,7 @@ def _trusted(script: str, data: Mapping[str, Any]) -> dict[str, Any]:
     from markupsafe import Markup
 
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    told = json.dumps(data, allow_nan=False).replace("<", "\\u003c").replace("\u2028", "").replace("\u2029", "")
+    told = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
     return {"script": Markup(script), "hash": Markup(f"sha256-{digest}"), "json": Markup(told)}
 
 
@@ -125,8 +125,8 @@ def _values(found: Search, ground: Ground, plan: Mapping[str, Any], story: Seque
     shown = [("start", found.start), *([("written", found.written)] if found.written else [])]
     shown += [(_kind(item, found), item) for item in found.front]
     return {
-        "title": f"{model.name if model else 'a model'} within {found.limits}",
-        "model": f"{model.name if model else 'a model'}: {start['macs']} multiply-adds, {start['size']}",
+        "title": f"{model.name if model else 'a model'}: {found.limits}",
+        "model": f"{model.name if model else 'a model'}: {start['macs']} M multiply-adds, {start['size']}",
         "data": f"{data.name}: {len(data.classes)} classes, {counts}",
         "met": found.met,
         "reason": found.reason,

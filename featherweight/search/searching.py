@@ -26,14 +26,14 @@ from featherweight.search.ground import Request, prepare, read, restored, smalle
 from featherweight.search.limits import Limits, limits, seconds
 from featherweight.search.outcome import Search, concluded
 from featherweight.search.points import Found, Ground, Tell, carried_out, counted
-from featherweight.search.space import LOOKS
+from featherweight.search.space import LOOKS, Knob, Space
 from featherweight.search.study import Study
 from featherweight.search.worker import CANNOT, Clock, Others, save, work
 from featherweight.vetting import name_problem
 
 RECIPE = "compress"
 CLASSIFIERS = "image-classification"
-END_SECONDS = 25.0  # kept for the race, the test and the page at the end, at most a quarter of the time
+END_SHARE, END_SECONDS = 0.12, 120.0  # of the time, at most, kept for the race, the test and the page at the end
 LEVELS = 11
 
 
@@ -70,6 +70,8 @@ def fit(
     """
     asked = limits(latency=latency, size=size, macs=macs, max_drop=max_drop)
     _check(model, runtime, workers, name, points, images)
+    if unlabeled is not None and not Path(unlabeled).is_dir():
+        raise OptionError("--unlabeled", f"{shown(str(unlabeled))} is no folder of pictures")
     tell = progress or (lambda event: None)
     began = monotonic()
     base = _base(model, data, recipe, overrides, seed, spec)
@@ -111,14 +113,16 @@ def _check(model: Any, runtime: str, workers: int, name: str, points: int | None
 
 def _base(model: Any, data: Any, recipe: Any, overrides: Sequence[str], seed: int, spec: Mapping[str, Any]) -> Recipe:
     """The recipe that is searched over, of this model and data."""
-    fields: dict[str, Any] = {} if isinstance(data, Data) else {"data": _data(data, recipe)}
+    known = recipes.read(str(RECIPE if recipe is None else recipe), partial=True)
+    if known.task != CLASSIFIERS:
+        text = f"{shown(str(recipe))} is for {known.task}; `fit` searches for classifiers of pictures"
+        raise OptionError("--recipe", text)
+    fields: dict[str, Any] = {} if isinstance(data, Data) else {"data": _data(data, known)}
     module = isinstance(model, nn.Module)
     if not module:
         fields["model"] = runs.trained_spec({"name": str(model), **spec})
     name = RECIPE if recipe is None else str(recipe)
     plan = recipes.read(name, [*overrides, f"seed={seed}"], given=fields, partial=module)
-    if plan.task != CLASSIFIERS:
-        raise OptionError("--recipe", f"{shown(name)} is for {plan.task}; `fit` searches for classifiers of pictures")
     if recipe is None and plan.train.validate_images is None:
         plan = dataclasses.replace(plan, train=dataclasses.replace(plan.train, validate_images=64))
     if module:
@@ -126,11 +130,10 @@ def _base(model: Any, data: Any, recipe: Any, overrides: Sequence[str], seed: in
     return plan
 
 
-def _data(data: Any, recipe: Any) -> Any:
+def _data(data: Any, known: Recipe) -> Any:
     """The data that is asked for; with the options of the recipe where it is the recipe's own."""
-    known = recipes.read(str(recipe), partial=True).data if recipe is not None else None
-    if known is not None and known.source == str(data):
-        return {**dataclasses.asdict(known)}
+    if known.data is not None and known.data.source == str(data):
+        return dataclasses.asdict(known.data)
     return {"source": str(data)}
 
 
@@ -190,7 +193,7 @@ def _searched(
 
 def _spare(seconds: float) -> float:
     """The time without what the end takes."""
-    return max(seconds - min(END_SECONDS, seconds / 4), 1.0)
+    return max(seconds - min(END_SECONDS, END_SHARE * seconds), 1.0)
 
 
 def _as_written(ground: Ground, tell: Tell) -> Found | None:
@@ -208,25 +211,42 @@ def _as_written(ground: Ground, tell: Tell) -> Found | None:
 
 
 def beginnings(ground: Ground, asked: Limits) -> list[dict[str, Any]]:
-    """The first points: 8 bits alone, and for each step, and for all, the mildest that the forecast lets pass.
+    """The first points: 8 bits alone, the recipe's own, then the mildest that the forecast lets pass.
 
-    Where no cost is limited they are a mild, a middle and a strong one of all.
+    That of the recipe's own steps, of all, and of each knob. Where no cost is limited they are a mild, a middle and a
+    strong one of the recipe's own steps and of all.
     """
-    space, last = ground.space, {}
+    space = ground.space
     bits = next((knob for knob in space.knobs if knob.step == "bits"), None)
     few = {"bits": bits.choices[1]} if bits else {}
-    found = [space.point(**few)]
+    found = [space.point(**few), space.point(**few, **_own(space))]
     free = [knob for knob in space.knobs if knob.step not in ("bits", "student", "train")]
-    groups = [free, *([knob] for knob in free)] if asked.bounded else []
-    for group in groups:
-        for level in range(1, LEVELS):
-            last = space.point(**few, **{knob.name: _at(knob.choices, level / (LEVELS - 1)) for knob in group})
-            if _passes(ground, last, asked):
-                found.append(last)
-                break
-    for share in () if asked.bounded else (0.25, 0.5, 0.75):
-        found.append(space.point(**few, **{knob.name: _at(knob.choices, share) for knob in free}))
+    own = [knob for knob in free if knob.step in space.given]
+    for group in (own, free, *([knob] for knob in free)) if asked.bounded else ():
+        low, high = 0, LEVELS  # the mildest level that passes lies above low, at high or below
+        while high - low > 1:
+            level = (low + high) // 2
+            low, high = (low, level) if _passes(ground, _graded(space, few, group, level), asked) else (level, high)
+        if high < LEVELS:
+            found.append(_graded(space, few, group, high))
+    for group in () if asked.bounded else (own, free):
+        found += [_graded(space, few, group, level) for level in (LEVELS // 4, LEVELS // 2, 3 * LEVELS // 4)]
     return [point for n, point in enumerate(found) if point not in found[:n]]
+
+
+def _own(space: Space) -> dict[str, Any]:
+    """The recipe's own options as choices of the knobs, the nearest where there is none of the same value."""
+    found = {}
+    for knob in space.knobs:
+        value = space.given.get(knob.step, {}).get(knob.option)
+        if isinstance(value, (int, float)) and knob.step not in ("bits", "train"):
+            found[knob.name] = min(knob.choices, key=lambda choice: abs(choice - value))
+    return found
+
+
+def _graded(space: Space, few: Mapping[str, Any], group: Sequence[Knob], level: int) -> dict[str, Any]:
+    """The point whose knobs of a group are so far from neutral, of `LEVELS`."""
+    return space.point(**few, **{knob.name: _at(knob.choices, level / (LEVELS - 1)) for knob in group})
 
 
 def _at(choices: Sequence[Any], share: float) -> Any:

@@ -9,11 +9,10 @@ gives them.
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,11 +24,12 @@ from featherweight.errors import FeatherweightError, OptionError
 from featherweight.explain import Outline
 from featherweight.models import zoo
 from featherweight.runtime.preprocess import Preprocess
+from featherweight.search.students import students_of
 
 Point = Mapping[str, Any]
 Steps = list[dict[str, dict[str, Any]]]
 
-ORDER = ("student", "resolution", "drop", "tokens", "prune", "prune_channels", "lowrank", "bits")
+ORDER = ("student", "resolution", "drop", "width", "tokens", "prune", "prune_channels", "lowrank", "bits")
 LOOKS = ("export", "measure", "report", "landscape", "evaluate")  # steps of a recipe that leave the model as it is
 TRAINS = ("drop", "tokens", "prune", "prune_channels", "lowrank", "distill", "train")
 BITS: dict[str, dict[str, dict[str, Any]]] = {
@@ -38,7 +38,9 @@ BITS: dict[str, dict[str, dict[str, Any]]] = {
     "int4": {"quantize_weights": {"weights": "int4"}},
 }
 FLOAT = "float32"
+PLACED = {"width": "prune"}  # a step of its own place in the order, as what drops tokens cannot be made narrower
 SEARCHED = {*ORDER, *(step for steps in BITS.values() for step in steps)}
+MANY = 9  # choices of a knob that are not tried one by one
 RATES = (1e-4, 2e-4, 3e-4, 5e-4, 1e-3)
 
 
@@ -67,7 +69,7 @@ ASKED = (
     Knob("tokens kept", "tokens", "keep", _twentieths(20, 6, -1), {}),
     Knob("mlp cut", "prune", "mlp", _twentieths(0, 17, 2), {"mlp": 0.0, "heads": 0.0}),
     Knob("heads cut", "prune", "heads", (0.0, 0.1, 0.17, 0.25, 0.34, 0.5, 0.67), {"mlp": 0.0, "heads": 0.0}),
-    Knob("width cut", "prune", "embed", (0.0, 0.15, 0.3, 0.45), {"mlp": 0.0, "heads": 0.0}),
+    Knob("width cut", "width", "embed", (0.0, 0.15, 0.3, 0.45), {"mlp": 0.0, "heads": 0.0}),
     Knob("channels cut", "prune_channels", "ratio", _twentieths(0, 15), {}),
     Knob("rank kept", "lowrank", "keep", (1.0, 0.8, 0.65, 0.5, 0.35), {"ranks": "share"}),
 )
@@ -120,7 +122,8 @@ class Space:
             else:
                 fixed = {key: value for knob in mine for key, value in knob.fixed.items()}
                 chosen = {knob.option: point[knob.name] for knob in mine}
-                found.append({step: {**self.given.get(step, {}), **fixed, **chosen}})
+                name = PLACED.get(step, step)
+                found.append({name: {**self.given.get(name, {}), **fixed, **chosen}})
         names = [next(iter(step)) for step in found]
         if "resolution" in names and not set(names) & set(TRAINS):
             found.insert(names.index("resolution") + 1, {"train": {}})
@@ -190,7 +193,7 @@ def split(base: recipes.Recipe) -> tuple[tuple[recipes.Step, ...], dict[str, dic
     first = next((n for n, step in enumerate(steps) if step.name in SEARCHED), len(steps))
     for step in steps[first:]:
         if step.name not in SEARCHED:
-            known = ", ".join(name for name in ORDER if name not in ("student", "bits"))
+            known = ", ".join(name for name in ORDER if name not in ("student", "width", "bits"))
             text = f"stands behind what is searched over, where only these can: {known}, quantize"
             raise OptionError(f"steps.{step.name}", text)
     if not first:
@@ -215,11 +218,11 @@ def space_of(
     if any(knob.step == "prune" for knob in knobs):  # whose neurons and heads are the channels of a transformer
         knobs = [knob for knob in knobs if knob.step != "prune_channels"]
     plain = [step.name for step in prefix] == ["load"] and base.teacher is None
-    students = _students(start, preprocess) if plain and full >= images else {}
+    students = students_of(start, preprocess) if plain and full >= images else {}
     if students:
         knobs.insert(0, Knob("student", "student", "config", ("as it is", *students), {}))
     kinds = [kind for kind in BITS if small or kind == "int8"]
-    possible = [kind for kind in kinds if _outline(space, start, next(iter(BITS[kind].items()))) is not None]
+    possible = [kind for kind in kinds if _macs(space, start, *next(iter(BITS[kind].items()))) is not None]
     if possible:
         knobs.append(Knob("bits", "bits", "bits", (FLOAT, *possible), {}))
     if not knobs:
@@ -234,26 +237,31 @@ def _rates(own: float) -> tuple[float, ...]:
 
 
 def _possible(space: Space, start: Outline, knob: Knob) -> Knob | None:
-    """The knob with those of its choices that make another structure of the model; None where there are none."""
+    """The knob with those of its choices that make another structure of the model; None where there are none.
+
+    Of many choices the last one tells whether the model can have them.
+    """
     choices = tuple(_sides(start)) if knob.name == "resolution" else knob.choices
-    options = {**space.given.get(knob.step, {}), **knob.fixed}
-    found, seen = list(choices[:1]), {start.macs()}
+    step = PLACED.get(knob.step, knob.step)
+    options = {**space.given.get(step, {}), **knob.fixed}
+    whole = start.macs()
+    if len(choices) >= MANY:
+        return knob if _macs(space, start, step, {**options, knob.option: choices[-1]}) not in (None, whole) else None
+    found, seen = list(choices[:1]), {whole}
     for choice in choices[1:]:
-        outline = _outline(space, start, (knob.step, {**options, knob.option: choice}))
-        if outline is None:
+        macs = _macs(space, start, step, {**options, knob.option: choice})
+        if macs is None:
             break
-        if (macs := outline.macs()) not in seen:
+        if macs not in seen:
             seen.add(macs)
             found.append(choice)
     return replace(knob, choices=tuple(found)) if len(found) > 1 else None
 
 
-def _outline(space: Space, start: Outline, step: tuple[str, Mapping[str, Any]]) -> Outline | None:
-    """The structure after one step, or None where this model cannot have it."""
+def _macs(space: Space, start: Outline, step: str, options: Mapping[str, Any]) -> int | None:
+    """Multiply-adds after one step, or None where this model cannot have it."""
     with contextlib.suppress(FeatherweightError, LookupError, TypeError, ValueError, RuntimeError):
-        found = outlined(start, [{step[0]: dict(step[1])}])
-        found.macs()
-        return found
+        return outlined(start, [{step: dict(options)}]).macs()
     return None
 
 
@@ -267,34 +275,3 @@ def _sides(start: Outline) -> Iterator[int]:
     patch = int(getattr(config, "patch_size", 0) or 8)
     step = patch * max(1, round(height / patch / 8))
     yield from range(height - step, height // 2 - 1, -step)
-
-
-def _students(start: Outline, preprocess: Preprocess) -> dict[str, dict[str, Any]]:
-    """Smaller models of the same family, by what their configuration says: fewer blocks, narrower."""
-    base = zoo.base_of(start.model)
-    if base is None:
-        return {}
-    config, found = copy.deepcopy(dict(base["config"])), {}
-    for name, share in (("half as deep", 0.5), ("half as wide", 0.5)):
-        smaller = _smaller(config, name, share)
-        if smaller is None:
-            continue
-        with contextlib.suppress(FeatherweightError, ValueError, TypeError):
-            zoo.check(base["name"], **smaller)
-            if zoo.preprocess_of(base["name"], None, smaller) != preprocess:
-                continue
-            found[name] = {**smaller, "family": base["name"]}
-    return found
-
-
-def _smaller(config: Mapping[str, Any], name: str, share: float) -> dict[str, Any] | None:
-    depth, width = config.get("depth"), config.get("embed_dim")
-    if name == "half as deep" and isinstance(depth, int) and depth > 1:
-        return {**config, "depth": math.ceil(depth * share)}
-    heads = config.get("num_heads")
-    if name == "half as wide" and isinstance(width, int) and isinstance(heads, int) and heads > 1:
-        less = max(1, round(heads * share))
-        return {**config, "embed_dim": width // heads * less, "num_heads": less}
-    if name == "half as wide" and isinstance(config.get("widths"), Sequence):
-        return {**config, "widths": [max(8, round(w * share / 8) * 8) for w in config["widths"]]}
-    return None

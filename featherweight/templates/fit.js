@@ -6,7 +6,7 @@
   const across = document.getElementById("across");
   const upward = document.getElementById("upward");
   const onlyFront = document.getElementById("only-front");
-  const W = 900, H = 460, LEFT = 62, RIGHT = 18, TOP = 14, BOTTOM = 52;
+  const W = 900, H = 460, LEFT = 62, RIGHT = 34, TOP = 14, BOTTOM = 52;
   const NAMES = { latency_ms: "latency at batch 1, ms (left is faster)", size_bytes: "bytes of the file (left is smaller)",
     macs: "multiply-adds of one picture (left is less)" };
   const RISES = { top1: "accuracy on the validation part, %", test: "accuracy on the test part, %",
@@ -23,8 +23,8 @@
   function plain(cost, value) {
     if (value === null || value === undefined) return "not measured";
     if (cost === "latency_ms") return Number(value.toPrecision(3)) + " ms";
-    if (cost === "size_bytes") return value >= 1e5 ? (value / 1e6).toPrecision(3) + " MB" : (value / 1e3).toPrecision(3) + " kB";
-    return (value / 1e6).toPrecision(3) + " M";
+    if (cost === "size_bytes") return value >= 1e5 ? Number((value / 1e6).toPrecision(3)) + " MB" : Number((value / 1e3).toPrecision(3)) + " kB";
+    return Number((value / 1e6).toPrecision(3)) + " M";
   }
 
   function ticks(low, high) {
