@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the accuracy of a measurement is: top-1, agreement with the model before, or of detectors AP."""
+"""What the accuracy of a measurement is: top-1, agreement with the model before, of detectors AP, of answers F1."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from featherweight.measure import Measurement
     from featherweight.report import Stage
 
-KINDS = {"top1": "accuracy", "AP": "AP", "agreement": "agreement"}  # the word for each
+KINDS = {"top1": "accuracy", "AP": "AP", "f1": "F1", "agreement": "agreement"}  # the word for each
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Score:
     high: float
     n: int
     ap50: float | None = None  # of a detector
+    of: str = "images"  # what was counted
 
     @property
     def half(self) -> float:
@@ -38,7 +39,15 @@ def score(measurement: Measurement) -> Score | None:
             value = 100.0 * float(known[kind])
             low, high = known.get("interval") or (known[kind], known[kind])
             ap50 = 100.0 * float(known["AP50"]) if kind == "AP" and known.get("AP50") is not None else None
-            return Score(kind, value, 100.0 * float(low), 100.0 * float(high), int(known.get("n") or 0), ap50)
+            return Score(
+                kind,
+                value,
+                100.0 * float(low),
+                100.0 * float(high),
+                int(known.get("n") or 0),
+                ap50,
+                str(known.get("of") or "images"),
+            )
     return None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from . import artifact, detecting, official, randomness
+from . import artifact, detecting, official, randomness, texting
 from .errors import OptionError, shown
 from .methods import deit
 from .models import zoo
@@ -21,6 +21,8 @@ from .work import Work
 
 def start(spec: ModelSpec, work: Work) -> nn.Module:
     """The model a spec names, with as many classes as the data."""
+    if work.recipe.task in texting.TASKS:
+        return texting.start(spec, work)
     given = work.given.get(spec.name)
     if work.recipe.task == detecting.TASK:
         spec = detecting.with_form(spec)
@@ -84,7 +86,9 @@ def _fitting(model: nn.Module, spec: ModelSpec, work: Work) -> nn.Module:
 
 def check_teacher(work: Work, teacher: nn.Module) -> None:
     """OptionError for a teacher that cannot take the pictures of this run, or knows other classes."""
-    if (count := _answers(teacher, work, where="teacher")) != len(work.data.classes):
+    if work.recipe.task in texting.TASKS:
+        texting.check_teacher(work, teacher)
+    elif (count := _answers(teacher, work, where="teacher")) != len(work.data.classes):
         text = f"answers with {count} classes, the data has {len(work.data.classes)}{_some(work.data.classes)}"
         raise OptionError("teacher", f"{text}; train it on this data, or reset_head")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import nn
 
-from . import deploy_detection, measure
+from . import deploy_detection, deploy_text, measure, texting
 from .detecting import TASK
 from .errors import OptionError
 from .export import onnx, openvino
@@ -42,6 +42,8 @@ def write(work: Work, stage: Stage, path: Path, images: int, *, form: str = "dec
     """Export a stage's model; it must answer as the model does on so many validation images, else CheckFailed."""
     if work.recipe.task == TASK:
         return deploy_detection.write(work, stage, path, images, form=form)
+    if work.recipe.task in texting.TASKS:
+        return deploy_text.write(work, stage, path, images)
     work = work.at(stage)
     batches = list(work.batches("val", limit=images, size=EVALUATED_AT_ONCE).epoch(0))
     about = describe(
@@ -86,6 +88,8 @@ def _openvino(work: Work, stage: Stage, target: Path, images: int, form: str) ->
     files = target / "model.onnx", target / "openvino_model.xml"
     if work.recipe.task == TASK:
         return deploy_detection.write_openvino(work, stage, *files, images, form=form)
+    if work.recipe.task in texting.TASKS:
+        return deploy_text.write_openvino(work, stage, *files, images)
     batches = work.at(stage).batches("val", limit=images, size=EVALUATED_AT_ONCE).epoch(0)
     return openvino.export(*files, model=stage.model, task=work.task, batches=batches)
 
@@ -113,14 +117,16 @@ def answers(session: Session, batches: Iterator[Mapping[str, Any]]) -> tuple[np.
 
 
 def right(accuracy: Mapping[str, Any]) -> float:
-    """The share that a model is judged by: top-1, of a detector AP."""
-    return float(accuracy["AP"] if "AP" in accuracy else accuracy["top1"])
+    """The share that a model is judged by: top-1, of a detector AP, of answers F1."""
+    return float(next(accuracy[name] for name in ("AP", "f1", "top1") if name in accuracy))
 
 
 def evaluate_file(work: Work, path: Path, part: str, backend: str) -> dict[str, Any]:
     """Top-1 of an exported file on a part of the data; of a detector COCO's numbers."""
     if work.recipe.task == TASK:
         return deploy_detection.evaluate_file(work, path, part, backend)
+    if work.recipe.task in texting.TASKS:
+        return deploy_text.evaluate_file(work, path, part, backend)
     return scores(*answers(open_session(path, backend=backend), work.batches(part, size=EVALUATED_AT_ONCE).epoch(0)))
 
 
@@ -157,11 +163,23 @@ def _measured(work: Work, batch: Sequence[int], repeats: int, budget_s: float, p
     return {"part": part, "labels": labels.tolist(), "rows": rows, "remarks": remarks}
 
 
-def example(work: Work, stage: Stage) -> Tensor:
-    """One picture as the stage sees it."""
+def example(work: Work, stage: Stage) -> Any:
+    """One picture as the stage sees it, (1, 3, H, W); of texts the tokens of one, by name."""
     if work.recipe.task == TASK:
         return deploy_detection.example(work, stage)
+    if work.recipe.task in texting.TASKS:
+        return deploy_text.example(work, stage)
     return next(iter(work.at(stage).batches("val", size=1, limit=1).epoch(0)))["image"]
+
+
+def runnable(
+    work: Work, stage: Stage, source: nn.Module | Path, *, batch: int = 1, backend: str | None = None
+) -> measure.Runnable:
+    """A stage's model or file with what it is timed on."""
+    known: dict[str, Any] = {"batch": batch, "backend": backend, "threads": work.recipe.threads}
+    if work.recipe.task in texting.TASKS:
+        return deploy_text.runnable(work, stage, source, **known)
+    return measure.runnable(source, images=example(work, stage).numpy(), **known)
 
 
 def _accuracy(work: Work, stage: Stage, part: str) -> tuple[dict[str, Any], np.ndarray]:
@@ -171,10 +189,12 @@ def _accuracy(work: Work, stage: Stage, part: str) -> tuple[dict[str, Any], np.n
     labels = np.zeros(0, np.int64)
     last = stage is [stage for stage in work.stages if stage.kept][-1]
     runtimes = RUNTIMES if last else RUNTIMES[:1]
+    models: dict[str, Any] = dict.fromkeys(runtimes, exported(work, stage))
+    models |= {EAGER: stage.model} if stage is work.stages[0] else {}
     if work.recipe.task == TASK:
-        models: dict[str, Any] = dict.fromkeys(runtimes, exported(work, stage))
-        models |= {EAGER: stage.model} if stage is work.stages[0] else {}
         return deploy_detection.accuracy(work, stage, part, models), labels
+    if work.recipe.task in texting.TASKS:
+        return deploy_text.accuracy(work, stage, part, models)
     for runtime in runtimes:
         session = open_session(exported(work, stage), backend=runtime)
         logits, labels = answers(session, work.batches(part, size=EVALUATED_AT_ONCE).epoch(0))
@@ -192,13 +212,12 @@ def _race(work: Work, size: int, repeats: int, budget_s: float) -> Times:
     """All stages in all runtimes in turns; each against the first stage in torch."""
     text = f"racing {len(work.stages)} stages in {len(RUNTIMES) + 1} runtimes at batch {size}"
     work.tell({"event": "note", "text": text})
-    known: dict[str, Any] = {"batch": size, "threads": work.recipe.threads}
     ready = {}
     for stage in work.stages:
-        known["images"] = example(work, stage).numpy()
-        ready[f"{stage.place.name}|{EAGER}"] = measure.runnable(stage.model, **known)
+        ready[f"{stage.place.name}|{EAGER}"] = runnable(work, stage, stage.model, batch=size)
         for runtime in RUNTIMES:
-            ready[f"{stage.place.name}|{runtime}"] = measure.runnable(exported(work, stage), backend=runtime, **known)
+            file = exported(work, stage)
+            ready[f"{stage.place.name}|{runtime}"] = runnable(work, stage, file, batch=size, backend=runtime)
     return measure.race(ready, repeats=repeats, budget_s=budget_s)
 
 
@@ -222,6 +241,8 @@ def _gain(row: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     """Points over the step before; within noise where the pictures they disagree on could be chance."""
     if "AP" in row["accuracy"][RUNTIMES[0]]:
         return deploy_detection.gain(row, before, RUNTIMES[0])
+    if "f1" in row["accuracy"][RUNTIMES[0]]:
+        return deploy_text.gain(row, before, RUNTIMES[0])
     new, old = (what["accuracy"][RUNTIMES[0]] for what in (row, before))
     pairs = zip(row["predictions"][RUNTIMES[0]], before["predictions"][RUNTIMES[0]], strict=True)
     differ = sum(a != b for a, b in pairs)

@@ -27,6 +27,7 @@ from .modes import BATCH_NORMS
 from .packing import tensors_of
 from .recipe import ModelSpec, Recipe, defaults
 from .surgery import edits_of
+from .texting import TASKS as TEXT_TASKS
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,8 @@ def _notes(moment: Moment, recipe: Recipe) -> Iterator[str]:
 def begin(recipe: Recipe) -> Outline:
     """The model a recipe starts from, for as many classes as its data has where that can be told."""
     spec = recipe.model
+    if recipe.task in TEXT_TASKS:
+        raise OptionError("task", f"{recipe.task}: a recipe of texts is not followed before it is run")
     if spec is None:
         raise OptionError(
             "model", "the recipe names none, so there is nothing to explain; add `model: vit_digits`, say"

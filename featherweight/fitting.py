@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import detecting, distributed, randomness
+from . import detecting, distributed, randomness, texting
 from .answers import remember
 from .data import Batches
 from .data.presets import augmentation, expanded
@@ -52,10 +52,13 @@ def trained(
     team = distributed.join(device, plan.timeout)
     rate = plan.lr if plan.lr_batch is None else rate_of(plan, team.world)
     detects = work.recipe.task == detecting.TASK
-    if detects:
+    if work.recipe.task in texting.TASKS:
+        work = dataclasses.replace(work, model=model)  # whose tokenizer reads the texts
+        seen: Any = work.batches("train", limit=plan.images)
+    elif detects:
         model = detecting.with_anchors(work, model)
         work = dataclasses.replace(work, model=model, task=detecting.sized(work))
-        seen: Any = work.batches("train", limit=plan.images, augment=detecting.augmentation(plan))
+        seen = work.batches("train", limit=plan.images, augment=detecting.augmentation(plan))
         freeze = {**detecting.frozen(model, plan.freeze), **(freeze or {})} if plan.freeze else freeze
     else:
         order: dict[str, Any] = {"repeats": plan.repeats, "sampler": plan.sampler, "cycle": cache}

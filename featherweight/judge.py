@@ -14,15 +14,17 @@ from typing import Any
 
 from . import measure
 from .budget import Goal, goal
-from .deploy import evaluate_file, example, exported, right
+from .deploy import evaluate_file, exported, right, runnable
 from .detecting import TASK
 from .errors import CheckFailed, shown
 from .recipe import Budget
+from .texting import ASK
 from .work import Stage, Work
 
 TRAINS = ("baseline", "train", "distill")  # steps after which the model is as large as before
 MERGES = "fuse"  # is not judged: files are of merged models anyway
 RACE_SECONDS = 4.0
+WORDS = {TASK: "AP", ASK: "F1"}  # what is lost, where it is not top-1
 
 
 def judged(before: Work, after: Work) -> Work:
@@ -72,9 +74,7 @@ def _compare(work: Work, start: Stage, last: Stage, new: Stage, budget: Budget) 
     files = {names[stage.place]: exported(work, stage) for stage in stages.values()}
     seen = {name: work.at(stages[name]) for name in files}
     top1 = {name: right(evaluate_file(seen[name], path, "val", budget.backend)) for name, path in files.items()}
-    images = {name: example(work, stages[name]).numpy() for name in files}
-    known: dict[str, Any] = {"batch": 1, "backend": budget.backend, "threads": work.recipe.threads}
-    ready = {name: measure.runnable(path, images=images[name], **known) for name, path in files.items()}
+    ready = {name: runnable(work, stages[name], path, backend=budget.backend) for name, path in files.items()}
     race = measure.race(ready, baseline="last", budget_s=RACE_SECONDS, repeats=100)
     own = {name: names[stage.place] for name, stage in stages.items()}
     found = race[own["new"]]
@@ -105,7 +105,7 @@ def outcome(work: Work) -> Outcome:
     """Start against what is left, in the budget's runtime at batch 1."""
     budget, stages = work.recipe.budget or Budget(), kept_stages(work)
     wanted = goal(budget)
-    asked = f"at most {budget.max_drop} of {'AP' if work.recipe.task == TASK else 'top-1'} lost"
+    asked = f"at most {budget.max_drop} of {WORDS.get(work.recipe.task, 'top-1')} lost"
     if wanted.kind is None:
         return Outcome(True, asked)
     found = work.once_data("final", lambda: _compare(work, stages[0], stages[0], stages[-1], budget))

@@ -18,7 +18,7 @@ from .work import Work
 
 WITHOUT_EFFECT = ("workers", "timeout")  # of `train`: the same pictures and weights whatever they are
 # fields of a recipe that every step depends on
-OF_ALL = ("task", "model", "teacher", "data", "seed", "train", "detection", "budget")
+OF_ALL = ("task", "model", "teacher", "data", "seed", "train", "detection", "text", "budget")
 
 
 def key_of(work: Work, step: Step) -> str:
@@ -32,7 +32,7 @@ def key_of(work: Work, step: Step) -> str:
         "options": plain["steps"],
         "plan": {name: value for name, value in plain.items() if name in OF_ALL},
         "data": work.data.fingerprint,
-        "preprocess": work.preprocess.to_dict(),
+        "preprocess": None if work.preprocess is None else work.preprocess.to_dict(),
         "given": {name: describe(module) for name, module in work.given.items()},
         "weights": [digest(path) for spec in (plan.model, plan.teacher) if spec for path in weights_of(spec)],
         "threads": torch.get_num_threads(),

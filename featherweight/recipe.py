@@ -21,6 +21,8 @@ from .detecting import TASK, Detecting, with_published
 from .doors import yaml
 from .errors import InputError, OptionError, closest, shown
 from .overrides import override
+from .runtime.record import TEXT_TASKS
+from .texting import Texting, with_usual
 from .vetting import known_task, name_problem, vet
 
 SCHEMA = 1
@@ -31,6 +33,9 @@ TASKS = {
     "object-detection": "object-detection",
     "detection": "object-detection",
     "detect": "object-detection",
+    **{name: name for name in TEXT_TASKS},
+    "sentiment-analysis": TEXT_TASKS[0],
+    "text": TEXT_TASKS[0],
 }
 Epochs = Annotated[int, Within(1, 100_000)]
 Count = Annotated[int, Within(1, 100_000_000)]
@@ -129,6 +134,7 @@ class Recipe:
     seed: Seed = 0
     train: Train = field(default_factory=Train)
     detection: Detecting = field(default_factory=Detecting)  # of the task object-detection
+    text: Texting = field(default_factory=Texting)  # of the tasks of texts
     budget: Budget | None = None
     steps: tuple[Step, ...] = ()
     output: str = "runs"
@@ -184,6 +190,8 @@ def parse(
     raw = {key: _short(key, value) for key, value in raw.items()}
     if TASKS.get(str(raw.get("task"))) == TASK:
         raw = with_published(raw)
+    if (reads := TASKS.get(str(raw.get("task")))) in TEXT_TASKS:
+        raw = with_usual(raw, str(reads))
     recipe: Recipe = bind(Recipe, raw, "", name, skip=("steps", "schema", "source"), also=("steps", "schema"))
     task = known_task(recipe.task, TASKS, name)
     recipe = dataclasses.replace(recipe, task=task, steps=steps, source=str(name))
@@ -243,7 +251,8 @@ def _steps(items: Any, name: str | Path) -> tuple[Step, ...]:
 
 def plain(recipe: Recipe) -> dict[str, Any]:
     """Everything resolved, as data that `parse` reads back: what goes into config.yaml."""
-    unsaid = ("steps", "source") if recipe.task == TASK else ("steps", "source", "detection")
+    others = {"detection": recipe.task == TASK, "text": recipe.task in TEXT_TASKS}
+    unsaid = ("steps", "source", *(name for name, its in others.items() if not its))
     data = {f.name: _data(getattr(recipe, f.name)) for f in dataclasses.fields(recipe) if f.name not in unsaid}
     steps = [{step.name: {**defaults(step.name), **_data(dict(step.options))}} for step in recipe.steps]
     return {**{key: value for key, value in data.items() if value is not None}, "steps": steps}

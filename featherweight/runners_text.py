@@ -222,10 +222,10 @@ def _of_folder(folder: Path, *, task: str | None, tokens: Tokens | None, **given
 
     known = pretrained.task_in(folder) or TEXT_TASKS[0]
     model = pretrained.load(folder, task=known)
-    return TextTorchRunner(model, task=known, tokens=tokens or _tokens_in(folder), **given)
+    return TextTorchRunner(model, task=known, tokens=tokens or tokens_in(folder), **given)
 
 
-def _tokens_in(folder: Path) -> Tokens:
+def tokens_in(folder: Path) -> Tokens:
     """The tokenizer beside a model; of kinds without a tokenizer.json transformers makes one."""
     if (folder / FILE).is_file() or (folder / VOCABULARY).is_file():
         return Tokens.from_folder(folder)

@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import __version__, artifact, data, detecting, distributed, files, measure, recipe
+from . import __version__, artifact, data, detecting, distributed, files, measure, recipe, texting
 from .beginning import check_student
 from .binding import bind
 from .data import Data
+from .data.corpus import Corpus
 from .data.scenes import Scenery
 from .doors import yaml as strict_yaml
 from .errors import FeatherweightError, InputError, OptionError, shown
@@ -35,8 +36,6 @@ from .recipe import Budget, ModelSpec, Recipe, Step
 from .run_folder import held, silent, teller, threads
 from .runtime.preprocess import Preprocess
 from .tasks.classification import Classification, HuggingFace
-from .tasks.detection import Detection
-from .tasks.detection.detectors import detector_in
 from .vetting import name_problem
 from .work import Tell, Work
 
@@ -53,7 +52,7 @@ def run(
     overrides: Sequence[str] = (),
     progress: Tell | None = None,
     given: Mapping[str, nn.Module] | None = None,
-    source: Data | Scenery | None = None,
+    source: Data | Scenery | Corpus | None = None,
     preprocess: Preprocess | None = None,
 ) -> Work:
     """Carry out a recipe, or go on where it stopped; given, source, preprocess: models, data, sizes not of the recipe.
@@ -90,7 +89,7 @@ def run(
 
 def compress(
     model: str | Path | nn.Module,
-    source: str | Path | Data | Scenery,
+    source: str | Path | Data | Scenery | Corpus,
     *,
     recipe_file: str | Path | None = None,
     max_drop: str = Budget.max_drop,
@@ -111,12 +110,15 @@ def compress(
     """
     budget = {"max_drop": max_drop, "target": target, "backend": backend}
     fields: dict[str, Any] = {"budget": {key: value for key, value in budget.items() if value is not None}}
-    given = isinstance(source, Data | Scenery)
+    given = isinstance(source, Data | Scenery | Corpus)
     if not given:
         fields["data"] = {"source": str(source)}
     if not isinstance(model, nn.Module):
-        fields["model"] = _trained({"name": str(model), **spec})
-    file = recipe_file or ("compress_detect" if _detects(model) else "compress")
+        fields["model"] = trained_spec({"name": str(model), **spec})
+    task = texting.task_of_model(model)
+    if task in texting.TASKS:
+        fields["task"] = task
+    file = recipe_file or {"": "compress", detecting.TASK: "compress_detect"}.get(task, "compress_text")
     plan = recipe.read(file, overrides, given=fields, partial=isinstance(model, nn.Module))
     options: dict[str, Any] = {"project": project, "name": name, "progress": progress, "preprocess": preprocess}
     if isinstance(model, nn.Module):
@@ -125,16 +127,10 @@ def compress(
     return run(plan, source=source if given else None, **options)  # type: ignore[arg-type]
 
 
-def _detects(model: str | Path | nn.Module) -> bool:
-    if isinstance(model, nn.Module):
-        return detector_in(model) is not None
-    return detecting.task_of_model(str(model)) == detecting.TASK
-
-
-def _trained(spec: dict[str, Any]) -> dict[str, Any]:
+def trained_spec(spec: dict[str, Any]) -> dict[str, Any]:
     """A named model with weights: what nobody has trained cannot lose anything by being made smaller."""
     name = spec["name"]
-    if spec.get("weights") is not None or artifact.is_artifact(name):
+    if spec.get("weights") is not None or artifact.is_artifact(name) or texting.is_folder(name):
         return spec
     if name.startswith("timm:") or not zoo.entry(name).shipped or spec.get("config"):
         raise OptionError("weights", f"{shown(name)} comes without: give a weights file, or train it first")
@@ -157,7 +153,7 @@ def _begin(
     folder: Path,
     tell: Tell,
     given: Mapping[str, nn.Module],
-    source: Data | Scenery | None,
+    source: Data | Scenery | Corpus | None,
     preprocess: Preprocess | None,
 ) -> Work:
     names = [step.name for step in plan.steps]
@@ -174,7 +170,7 @@ def _begin(
     return work
 
 
-def _described(plan: Recipe, folder: Path, loaded: Data | Scenery) -> None:
+def _described(plan: Recipe, folder: Path, loaded: Data | Scenery | Corpus) -> None:
     """The run folder says what it is of; what other steps left there is cleared away."""
     files.publish(folder / "config.yaml", strict_yaml.write(recipe.plain(plan)).encode())
     environment = {**measure.machine(), "seed": plan.seed, "data": loaded.fingerprint}
@@ -185,24 +181,30 @@ def _described(plan: Recipe, folder: Path, loaded: Data | Scenery) -> None:
             _clear(folder, old)
 
 
-def _load(plan: Recipe) -> Data | Scenery:
+def _load(plan: Recipe) -> Data | Scenery | Corpus:
     if plan.task == detecting.TASK:
         return detecting.load(plan)
+    if plan.task in texting.TASKS:
+        return texting.load(plan)
     spec = plan.data or recipe.DataSpec("")
     return data.load(spec.source, max_bad=spec.max_bad, seed=spec.seed, **spec.options)
 
 
-def _task(plan: Recipe, loaded: Data | Scenery, given: Mapping[str, nn.Module]) -> Classification | Detection:
+def _task(plan: Recipe, loaded: Data | Scenery | Corpus, given: Mapping[str, nn.Module]) -> Any:
     """How the models are called; those of the transformers library in their own way."""
     if isinstance(loaded, Scenery):
         return detecting.task_of(plan, loaded)
+    if isinstance(loaded, Corpus):
+        return texting.task_of(plan, loaded)
     theirs = any(type(module).__module__.startswith("transformers.") for module in given.values())
     kind = HuggingFace if theirs else Classification
     return kind(classes=loaded.classes, label_smoothing=plan.train.label_smoothing)
 
 
-def _preprocess(plan: Recipe, given: Mapping[str, nn.Module]) -> Preprocess:
-    """The model's own way to prepare a picture."""
+def _preprocess(plan: Recipe, given: Mapping[str, nn.Module]) -> Preprocess | None:
+    """The model's own way to prepare a picture; of texts none."""
+    if plan.task in texting.TASKS:
+        return None
     spec = plan.model
     if spec is None:
         raise OptionError("model", "the recipe names none: add `model: vit_digits`, say")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from torch import nn
 
-from . import artifact, outlines
+from . import artifact, outlines, texting
 from .beginning import check_teacher, start
 from .binding import Filled, Ratio, Within
 from .composition import (
@@ -63,6 +63,7 @@ from .steps_quantize import (
 )  # fmt: skip
 from .steps_recursion import depth, grouping, mixed_depth, recursion
 from .steps_share import code, repair, share
+from .steps_text import power_bert, share_embeddings, star_attention, vocabulary
 from .steps_together import mean_teacher, mutual, one, soup, swa
 from .steps_tokens import merge, tokens
 from .work import Work, current, finished_stage
@@ -75,7 +76,8 @@ def teacher(work: Work, *, epochs: Epochs | None = None, images: Count | None = 
     if spec is None:
         raise OptionError("teacher", "the recipe does not say which: add `teacher: resnet_digits`, say")
     model = start(spec, work)
-    if spec.weights is None and not artifact.is_artifact(spec.name) and spec.name not in work.given:
+    ready = artifact.is_artifact(spec.name) or spec.name in work.given or texting.is_ready(spec, work.recipe.task)
+    if spec.weights is None and not ready:
         model = work.once("model", lambda: trained(work, model, (), epochs, images, lr), spec=spec)
     return finished_stage(dataclasses.replace(work, teacher=model.eval()), "teacher", model, stays=False)
 
@@ -174,7 +176,8 @@ def prune(
         small = pruning.prune(before, batches=calibration, task=work.task, **options)
         small = refit(before, small, calibration, work.task)
         widths = {"head_width": head_width, "embed": embed, "round_to": round_to}
-        small = narrow_heads_and_tokens(small, calibration[0]["image"][:2], **widths)
+        if head_width or embed:
+            small = narrow_heads_and_tokens(small, _pictures(calibration), **widths)
         return trained(work, small, work.methods or (Distill(copy.deepcopy(before).eval()),), epochs, images, lr)
 
     return finished_stage(work, f"prune (MLP {mlp:.0%}, heads {heads:.0%})", work.once("model", make))
@@ -229,9 +232,17 @@ STEPS: dict[str, Callable[..., Work]] = {
         fuse, evaluate, sparsify, prune_channels, drop,
         fitnets, attention_transfer, similarity, rkd, dkd, dist, tinybert, minilm, one, mutual,
         mean_teacher, swa, soup, share, repair, code,
-        lowrank, structured, crelu, equivariant, overparameterize, write_out,
+        lowrank, structured, crelu, equivariant, overparameterize, write_out, vocabulary, power_bert, star_attention,
+        share_embeddings,
     )
 }  # fmt: skip
+
+
+def _pictures(batches: Sequence[Mapping[str, Any]]) -> Any:
+    """Two pictures, by which widths are found."""
+    if "image" not in batches[0]:
+        raise OptionError("embed", "head_width and embed are for models of pictures")
+    return batches[0]["image"][:2]
 
 
 def _model(work: Work) -> ModelSpec:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import measure, page, recipe, story_detection, tables
+from . import measure, page, recipe, story_detection, story_text, tables, texting
 from . import report as reports
 from .data.digits import CREDITS
 from .deploy import EAGER, RUNTIMES, example
@@ -26,7 +26,7 @@ from .report import Export, Kept, Report, Sample, TokenView
 from .work import Work
 
 VIEWED_STAGES = 3
-FIGURES = ("top1", "AP", "AP50", "interval", "n")  # of an accuracy
+FIGURES = ("top1", "AP", "AP50", "f1", "exact", "interval", "n", "of")  # of an accuracy
 BUSY = 1.5  # processes more than cores that want to run; the race itself keeps the cores at work
 
 
@@ -37,13 +37,14 @@ def write_report(work: Work, *, samples: int) -> Work:
         raise OptionError("report", "there is nothing to report yet: put a step `measure` before it")
     rows, classes = found["rows"], work.data.classes
     last = max(i for i, stage in enumerate(work.stages) if stage.kept)
-    answers = story_detection.shown if work.recipe.task == TASK else _answers
+    reads = work.recipe.task in texting.TASKS
+    answers = story_text.shown if reads else story_detection.shown if work.recipe.task == TASK else _answers
     final, reached = work.stages[last], outcome(work) if work.recipe.budget else None
     page_of = Report(
         title=f"{work.recipe.name}: {work.stages[0].title} to {final.title}",
         command=f"featherweight run {work.folder.parent.name}/{work.folder.name}/config.yaml",
         data=_data(work, found["part"]),
-        model=_model(work, rows[0]),
+        model=story_text.model_line(work, rows[0]) if reads else _model(work, rows[0]),
         stages=_stages(work, rows),
         curves=_curves(work),
         classes=classes,
@@ -55,7 +56,7 @@ def write_report(work: Work, *, samples: int) -> Work:
         fingerprint=work.data.fingerprint,
         skipped=tuple({"path": s.path, "reason": s.reason} for s in work.data.skipped),
         warnings=(*_warnings(found), *work.left_out),
-        notes=_notes(found),
+        notes=story_text.notes(work) if reads else _notes(found),
         budget=reached.asked if reached else "",
         budget_met=reached.met if reached else None,
         license=CREDITS if work.data.format in ("digits", "digits-det") else "",
@@ -73,8 +74,8 @@ def _answers(work: Work, found: Mapping[str, Any], last: int, samples: int) -> d
     rows, labels, classes = found["rows"], np.array(found["labels"]), len(work.data.classes)
     base, small = (np.array(rows[i]["predictions"][RUNTIMES[0]]) for i in (0, last))
     return {
-        "confusion_base": _confusion(base, labels, classes),
-        "confusion_small": _confusion(small, labels, classes),
+        "confusion_base": story_text.confusion(base, labels, classes),
+        "confusion_small": story_text.confusion(small, labels, classes),
         "samples": _samples(work, found, (base, small, labels), rows[last]["confidence"], samples),
         "tokens": _views(work, found["part"], samples),
     }
@@ -115,7 +116,9 @@ def _data(work: Work, part: str) -> str:
     counts = [
         f"{len(images)} {name}" for name in ("train", "val", "test") if (images := getattr(work.data, name)) is not None
     ]
-    what = "AP" if work.recipe.task == TASK else "accuracy"
+    what = {TASK: "AP", texting.ASK: "F1"}.get(work.recipe.task, "accuracy")
+    if work.recipe.task == texting.ASK:
+        return f"{work.data.name}: questions, {' / '.join(counts)}; {what} on {part}"
     return f"{work.data.name}: {len(work.data.classes)} classes, {' / '.join(counts)}; {what} on {part}"
 
 
@@ -174,12 +177,6 @@ def _number(text: str) -> float | int | str:
         except ValueError:
             continue
     return text
-
-
-def _confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> tuple[tuple[int, ...], ...]:
-    table = np.zeros((classes, classes), dtype=int)
-    np.add.at(table, (labels, predicted), 1)
-    return tuple(tuple(int(n) for n in row) for row in table)
 
 
 def _samples(

@@ -34,7 +34,8 @@ NOTHING = "–"
 
 def columns(stages: Sequence[Stage]) -> tuple[str, ...]:
     """The heads of the table; detectors have AP and AP50."""
-    return (COLUMNS[0], "AP %", "AP50 %", *COLUMNS[2:]) if kind(stages) == "AP" else COLUMNS
+    first = {"AP": ("AP %", "AP50 %"), "f1": ("F1 %",)}.get(kind(stages), COLUMNS[1:2])
+    return (COLUMNS[0], *first, *COLUMNS[2:])
 
 
 def table(stages: Sequence[Stage], *, style: str = "text") -> str:
@@ -272,9 +273,9 @@ def _accuracy(left: Sequence[Stage], stages: Sequence[Stage]) -> Figure | None:
         return None
     difference = mine.value - base.value
     noise = ", within the noise of one test set" if abs(difference) <= base.half else ""
-    what = {"top1": "top-1", "AP": "AP"}.get(mine.kind, "agreement with the original model")
+    what = {"top1": "top-1", "AP": "AP", "f1": "F1"}.get(mine.kind, "agreement with the original model")
     sure = f" (±{mine.half:.1f}{noise})" if mine.half else ""
-    detail = f"{base.value:.1f} → {mine.value:.1f} % {what} on {mine.n} images{sure}"
+    detail = f"{base.value:.1f} → {mine.value:.1f} % {what} on {mine.n} {mine.of}{sure}"
     if base.ap50 is not None and mine.ap50 is not None:
         detail += f"; AP50 {base.ap50:.1f} → {mine.ap50:.1f} %"
     return Figure(points(difference), "points", detail, difference >= -base.half)

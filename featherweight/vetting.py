@@ -19,6 +19,9 @@ from .errors import InputError, OptionError, closest, shown
 from .modes import BATCH_NORMS
 from .runtime import record
 from .surgery import edits_of
+from .texting import STEPS as TEXT_STEPS
+from .texting import TASKS as TEXT_TASKS
+from .texting import is_folder, recognized
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,11 +45,11 @@ def vet(recipe: Recipe, path: str | Path, *, partial: bool = False) -> None:
     for where in ("model", "teacher"):
         spec: ModelSpec | None = getattr(recipe, where)
         if spec is not None:
-            _model(spec, where, path)
+            _model(spec, where, path, recipe.task)
     if recipe.model is None and not partial:
         raise InputError(path, "missing_key", "top level: needs 'model', such as `model: vit_digits`")
     if recipe.data is not None:
-        _data(recipe.data, path, detection=recipe.task == TASK)
+        _data(recipe.data, path, recipe.task)
     _detection(recipe, path)
     if recipe.train.augment:
         _augment(recipe, path)
@@ -69,7 +72,7 @@ def name_problem(name: str) -> str:
     return f"{shown(name, limit=60)!r} must be up to {LONGEST_NAME} bytes of letters, digits, space and . _ - + @"
 
 
-def _model(spec: ModelSpec, where: str, path: str | Path) -> None:
+def _model(spec: ModelSpec, where: str, path: str | Path, task: str) -> None:
     """A name of the table with fields it has, timm's, or a folder of ours: its own weights and fields, at any size."""
     from . import artifact
     from .models import zoo
@@ -78,6 +81,11 @@ def _model(spec: ModelSpec, where: str, path: str | Path) -> None:
         if spec.weights or set(spec.config) - {"image_size"}:
             key = "weights" if spec.weights else "config"
             raise InputError(path, "bad_schema", f"{where}.{key}: {shown(spec.name)} has its own; leave it out")
+        return
+    if task in TEXT_TASKS:
+        recognized(spec.name, path, where)
+        if spec.weights or spec.config:
+            raise InputError(path, "bad_schema", f"{where}: {shown(spec.name)} has its own weights and config")
         return
     try:
         zoo.check(spec.name)
@@ -100,14 +108,17 @@ def _model(spec: ModelSpec, where: str, path: str | Path) -> None:
         raise InputError(path, "unknown_name", f"{where}.{error}") from None
 
 
-def _data(spec: DataSpec, path: str | Path, *, detection: bool) -> None:
+def _data(spec: DataSpec, path: str | Path, task: str) -> None:
     from . import data
+    from .data import corpus
     from .data import detection as boxes
 
-    load = data.load_digits if spec.source in data.BUILT_IN else data.load_files
-    if detection:
-        load = boxes.load_digits if spec.source in boxes.BUILT_IN else boxes.load_files  # type: ignore[assignment]
-    own = [field.name for field in dataclasses.fields(spec)]
+    load: Any = data.load_digits if spec.source in data.BUILT_IN else data.load_files
+    if task in TEXT_TASKS:
+        load = corpus.load
+    elif task == TASK:
+        load = boxes.load_digits if spec.source in boxes.BUILT_IN else boxes.load_files
+    own = [*(field.name for field in dataclasses.fields(spec)), *(["task"] if task in TEXT_TASKS else [])]
     bind(load, spec.options, "data", path, skip=own, also=[name for name in own if name != "options"])
 
 
@@ -128,6 +139,12 @@ def _detection(recipe: Recipe, path: str | Path) -> None:
     for number, step in enumerate(recipe.steps):
         if detects and step.name not in DETECTION_STEPS:
             text = f"a detector cannot have it; known with this task: {', '.join(DETECTION_STEPS)}"
+            raise InputError(path, "unknown_name", f"steps[{number}].{step.name}: {text}")
+        if recipe.task in TEXT_TASKS and step.name not in TEXT_STEPS:
+            text = f"a text model cannot have it; known with this task: {', '.join(TEXT_STEPS)}"
+            raise InputError(path, "unknown_name", f"steps[{number}].{step.name}: {text}")
+        if recipe.task not in TEXT_TASKS and step.name in ("vocabulary", "power_bert", "share_embeddings"):
+            text = f"goes with `task: {' or '.join(TEXT_TASKS)}`"
             raise InputError(path, "unknown_name", f"steps[{number}].{step.name}: {text}")
         if not detects and step.name in ("aux_heads", "distill_detection", "evaluate"):
             raise InputError(path, "unknown_name", f"steps[{number}].{step.name}: goes with `task: {TASK}`")
@@ -179,7 +196,7 @@ def _has_norms(spec: ModelSpec | None) -> bool:
     from . import artifact
     from .models import zoo
 
-    if spec is None:
+    if spec is None or is_folder(spec.name):
         return False
     if artifact.is_artifact(spec.name):
         model = artifact.load(spec.name)
@@ -207,6 +224,8 @@ def _blocks(recipe: Recipe, path: str | Path) -> None:
 
     spec, names = recipe.model, {step.name for step in recipe.steps}
     if spec is None or artifact.is_artifact(spec.name) or not names & (OTHER_BLOCKS | OTHER_LAYERS):
+        return
+    if recipe.task in TEXT_TASKS:  # what becomes of them is found when the model is there
         return
     import torch
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from torch import nn
 
-from . import artifact, files, measure
+from . import artifact, files, measure, texting
 from .data import Batches
 from .data.detection_batches import DetectionBatches
+from .data.text import TextBatches
 from .detecting import TASK, batches_of
 from .distributed import here
 from .doors import json as strict_json
@@ -63,9 +64,9 @@ class Work:
 
     recipe: Recipe
     folder: Path
-    data: Any  # data.Data; of detectors data.scenes.Scenery
+    data: Any  # data.Data; of detectors data.scenes.Scenery, of texts data.corpus.Corpus
     task: Any
-    preprocess: Preprocess
+    preprocess: Any  # Preprocess; of texts None
     tell: Tell
     given: Mapping[str, nn.Module] = field(default_factory=dict)  # modules handed over in Python, by the recipe's name
     model: nn.Module | None = None
@@ -85,10 +86,12 @@ class Work:
 
     def batches(
         self, part: str, *, limit: int | None = None, augment: Any = None, size: int | None = None, **more: Any
-    ) -> Batches | DetectionBatches:
+    ) -> Batches | DetectionBatches | TextBatches:
         """Batches of a part of the data; the training part in a shuffled order. more: options of `Batches`."""
         if self.recipe.task == TASK:
             return batches_of(self, part, limit=limit, augment=augment, size=size)
+        if self.recipe.task in texting.TASKS:
+            return texting.batches_of(self, part, limit=limit, size=size)
         images = getattr(self.data, part)
         if images is None:
             raise OptionError("data", f"has no {part} part, which this step needs")
@@ -105,8 +108,9 @@ class Work:
         )
 
     def at(self, stage: Stage) -> Work:
-        """The work as this stage sees it: pictures of its size."""
-        return dataclasses.replace(self, preprocess=stage.preprocess or self.preprocess)
+        """The work as this stage sees it: pictures of its size, texts by its tokenizer."""
+        model = stage.model if self.recipe.task in texting.TASKS else self.model
+        return dataclasses.replace(self, preprocess=stage.preprocess or self.preprocess, model=model)
 
     def once(self, name: str, make: Callable[[], nn.Module], *, spec: ModelSpec | None = None) -> nn.Module:
         """The model that `make` makes, made only if this step has not saved it yet; `spec` says whose it is."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sentences with labels and questions with answers, from the files they come in, as batches that `fit` takes.
 
-Sentences: "label sentence" or "sentence<tab>label" a line, .tsv and .csv with a header, .jsonl. Questions: JSON as of
-SQuAD.
+Sentences: "label sentence" or "sentence<tab>label" a line, .tsv and .csv with a header, .jsonl, .parquet. Questions:
+JSON as of SQuAD.
 Batches are padded to their longest text; the order is a function of the seed and the epoch alone.
 """
 
@@ -21,13 +21,14 @@ from torch import Tensor
 
 from featherweight.doors import json as strict_json
 from featherweight.doors import read_input, text_of
-from featherweight.errors import InputError, OptionError
+from featherweight.errors import InputError, OptionError, missing_extra
 from featherweight.runtime.tokens import Tokens
 from featherweight.runtime.wordpiece import Encoding
 
 MAX_BYTES = 1 << 30
 ALIKE = 32  # so many batches are sorted by length together
 TEXTS, LABELS = ("text", "sentence", "review"), ("label", "labels", "sentiment")
+Columns = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -49,33 +50,59 @@ class Asked:
     starts: tuple[int, ...]
 
 
-def sentences(path: str | Path) -> Labelled:
+def sentences(path: str | Path, *, text: str | None = None, label: str | None = None) -> Labelled:
     """The labelled texts of a file. InputError for a file that is not UTF-8, has no labels or none of these forms."""
-    path = Path(path)
-    content = text_of(read_input(path, max_bytes=MAX_BYTES), path)
-    rows = _rows(content, path)
-    if not rows:
-        raise InputError(path, "empty", "has no labelled texts")
+    rows = rows_of(path, text=text, label=label)
     names = sorted({label for _, label in rows}, key=lambda name: (len(name), name))
     return Labelled(tuple(text for text, _ in rows), tuple(names.index(label) for _, label in rows), tuple(names))
 
 
-def _rows(content: str, path: Path) -> list[tuple[str, str]]:
+def rows_of(path: str | Path, *, text: str | None = None, label: str | None = None) -> list[tuple[str, str]]:
+    """(text, label) of each line or row; text, label: names of a table's columns where they are others than usual."""
+    path = Path(path)
+    columns = ((text,) if text else TEXTS, (label,) if label else LABELS)
+    if path.suffix == ".parquet":
+        rows = [_named(row, path, number, columns) for number, row in enumerate(_parquet(path), 1)]
+    else:
+        rows = _lines(text_of(read_input(path, max_bytes=MAX_BYTES), path), path, columns)
+    if not rows:
+        raise InputError(path, "empty", "has no labelled texts")
+    return rows
+
+
+def _lines(content: str, path: Path, columns: Columns) -> list[tuple[str, str]]:
     """(text, label) of each line."""
     lines = [(number, line) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
     if path.suffix == ".jsonl":
-        return [_named(strict_json.parse(line, f"{path} line {number}"), path, number) for number, line in lines]
+        rows = ((number, strict_json.parse(line, f"{path} line {number}")) for number, line in lines)
+        return [_named(row, path, number, columns) for number, row in rows]
     if path.suffix in (".csv", ".tsv"):
         table = csv.DictReader(io.StringIO(content), delimiter="," if path.suffix == ".csv" else "\t")
-        return [_named(row, path, number) for number, row in enumerate(table, 2)]
+        return [_named(row, path, number, columns) for number, row in enumerate(table, 2)]
     return [_plain(line.strip("\r"), path, number) for number, line in lines]
 
 
-def _named(row: Any, path: Path, number: int) -> tuple[str, str]:
-    text = next((row[key] for key in TEXTS if key in row), None) if isinstance(row, dict) else None
-    label = next((row[key] for key in LABELS if key in row), None) if isinstance(row, dict) else None
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    """The rows of a parquet file."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise missing_extra("reading parquet", "pyarrow", "parquet") from None
+    content = read_input(path, max_bytes=MAX_BYTES)
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(io.BytesIO(content)).to_pylist()
+    except (ArrowException, OSError, ValueError) as error:
+        raise InputError(path, "corrupt", f"is no parquet that can be read: {str(error).splitlines()[0]}") from None
+    return rows
+
+
+def _named(row: Any, path: Path, number: int, columns: Columns) -> tuple[str, str]:
+    texts, labels = columns
+    text = next((row[key] for key in texts if key in row), None) if isinstance(row, dict) else None
+    label = next((row[key] for key in labels if key in row), None) if isinstance(row, dict) else None
     if not isinstance(text, str) or label is None or label == "":
-        raise InputError(path, "bad_row", f"line {number} needs a text ({', '.join(TEXTS)}) and a label")
+        wanted = f"a text ({', '.join(texts)}) and a label ({', '.join(labels)})"
+        raise InputError(path, "bad_row", f"line {number} needs {wanted}")
     return text, str(label)
 
 
@@ -127,6 +154,11 @@ class TextBatches:
         self.rows = list(range(len(self.encodings)) if rows is None else rows)
         if not self.rows:
             raise OptionError("data", "there are no texts")
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Texts, or windows of texts, in an epoch."""
+        return len(self.rows)
 
     @property
     def steps_per_epoch(self) -> int:

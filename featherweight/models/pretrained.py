@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,29 @@ def load(folder: Path, *, task: str) -> nn.Module:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(folder, "corrupt", f"transformers cannot load it: {gist(error)}") from None
     return model.eval()  # type: ignore[no-any-return]
+
+
+def with_head(folder: Path, *, task: str, classes: Sequence[str] = ()) -> nn.Module:
+    """The encoder in a folder with a new head for the task; classes: of a classifier. InputError where it has none."""
+    transformers = library("a folder of transformers")
+    label = {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
+    head = next(head for head, its in HEADS.items() if its == task)
+    kind = getattr(transformers, f"AutoModelFor{head}")
+    known: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    verbose = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it would warn of the new head
+    try:
+        with quiet(transformers):
+            config = transformers.AutoConfig.from_pretrained(str(folder), **known, **(label if classes else {}))
+            known |= {"use_safetensors": True, "ignore_mismatched_sizes": True}  # of a head for other classes
+            made: nn.Module = kind.from_pretrained(str(folder), config=config, **known)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(folder, "corrupt", f"transformers cannot load it: {gist(error)}") from None
+    finally:
+        transformers.logging.set_verbosity(verbose)
+    if not _in_table(type(made).__name__):
+        raise InputError(folder, "unknown_name", f"{type(made).__name__} is none of the known: {', '.join(FAMILIES)}")
+    return made.eval()
 
 
 def base_of(model: nn.Module) -> dict[str, Any] | None:
