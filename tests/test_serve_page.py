@@ -188,6 +188,38 @@ def test_questions(page: browser.Browser) -> None:
         assert page.complaints == []
 
 
+def test_texts(page: browser.Browser) -> None:
+    class Counter:
+        """Says how long its texts are."""
+
+        task, classes = "text-classification", ()
+
+        class runner:  # noqa: N801
+            backend, dtype, threads = "torch", "float32", 1
+
+        def preprocess(self, text: Any, call: Any) -> Any:
+            return type("Encoding", (), {"ids": [len(text["text"]), len(text.get("text_pair", ""))]})()
+
+        def forward(self, encodings: Any, call: Any) -> Any:
+            return [encodings[0].ids]
+
+        def postprocess(self, logits: Any, call: Any) -> Any:
+            return [{"label": f"{logits}", "score": 0.5}]
+
+    with running(named([("t", Counter())])) as client:
+        opened(page, client.port)
+        for number, pair in enumerate(("", "ab"), 1):
+            page.run(
+                f"document.getElementById('words').value = 'one'; document.getElementById('pair').value = '{pair}'"
+            )
+            page.run("document.querySelector('#text button').click()")
+            page.wait(f"document.querySelectorAll('article').length === {number}")
+            said = page.run("document.querySelector('.answers li').textContent")
+            assert said.startswith(f"[3, {len(pair)}]")
+        assert page.run("document.getElementById('for-question').hidden")
+        assert page.complaints == []
+
+
 def test_keyboard_reaches_everything_and_shows_where_it_is(page: browser.Browser) -> None:
     with running(named([("a", classifier())])) as client:
         opened(page, client.port)
@@ -200,7 +232,7 @@ def test_keyboard_reaches_everything_and_shows_where_it_is(page: browser.Browser
         page.run("document.getElementById('files').focus()")
         style = "getComputedStyle(document.getElementById('files').parentElement)"
         assert page.run(f"{style}.outlineStyle") == "solid"
-        named_ = "(one) => one.labels?.length || one.textContent"
+        named_ = "(one) => one.labels?.length || one.textContent || one.ariaLabel"
         assert page.run(f"[...document.querySelectorAll('input, textarea, button')].every({named_})")
 
 

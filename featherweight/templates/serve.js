@@ -357,8 +357,8 @@
 
   async function oneText(event) {
     event.preventDefault();
-    const words = $("words").value, question = $("question").value, asks = info.kind === "question";
-    const body = JSON.stringify(asks ? { question, context: words } : { text: words });
+    const words = $("words").value, question = $("question").value, pair = $("pair").value, asks = info.kind === "question";
+    const body = JSON.stringify(asks ? { question, context: words } : { text: words, ...(pair ? { text_pair: pair } : {}) });
     const name = asks ? question : words;
     try {
       const top = { top_k: $("top-text").value || "3", ...(asks ? {} : { truncation: String($("cut").checked) }) };
@@ -417,7 +417,7 @@
     $("pictures").hidden = info.kind !== "picture";
     $("text").hidden = info.kind === "picture";
     $("for-question").hidden = $("for-cut").hidden = false;
-    if (info.kind === "question") { $("text-name").textContent = "text that holds the answer"; $("for-cut").hidden = true; }
+    if (info.kind === "question") { $("text-name").textContent = "text that holds the answer"; $("for-cut").hidden = $("for-pair").hidden = true; }
     else $("for-question").hidden = true;
     listen();
   }
