@@ -47,7 +47,8 @@ def pipeline(
     model: a folder of ours, a run (`runs/latest`), a .onnx or .xml file that we exported, a folder of the transformers
     library with a text model, or a torch module. tokenizer: of a text model that comes without one: a folder, or one of
     transformers. backend: "torch", "onnxruntime", "openvino", or what the model comes with. kwargs: `classes`,
-    `preprocess`, `arch` and `max_pixels` for the model, and defaults for the call (of the task's `OPTIONS`).
+    `preprocess`, `arch` and `max_pixels` for the model, `precision` and `cache` of `runtime.session.open_session` for
+    an exported file, and defaults for the call (of the task's `OPTIONS`).
     """
     named = ALIASES.get(task, task) if isinstance(task, str) else task
     if named is not None:
@@ -55,10 +56,13 @@ def pipeline(
     if model is None:
         raise OptionError("model", "is missing: name a folder, a run or an exported file; nothing is downloaded")
     opening: dict[str, Any] = {key: kwargs.pop(key) for key in ("classes", "preprocess", "arch") if key in kwargs}
+    running = {key: kwargs.pop(key) for key in ("precision", "cache") if key in kwargs}
     _check_options(kwargs, [TASKS[named]] if named else list(TASKS.values()))
     check_batch_size(batch_size)
-    opening |= {"backend": backend, "device": device, "threads": threads}
+    opening |= {"backend": backend, "device": device, "threads": threads, "running": running}
     runner = _opened(named, model, tokenizer, opening)
+    if running and runner.backend == "torch":
+        raise OptionError(next(iter(running)), "goes with exported files; export the model, or give it in that type")
     _check_task(runner.task)
     if named is not None and runner.task != named:
         raise OptionError("task", f"is {task!r}, but this model was made for {runner.task!r}")
@@ -87,6 +91,7 @@ def _check_options(given: Mapping[str, Any], kinds: list[Any]) -> None:
     pictures = ["max_pixels"] if any(kind.task not in TEXT_TASKS for kind in kinds) else []
     options = dict.fromkeys([*(name for kind in kinds for name in kind.OPTIONS), *pictures])
     known = (*options, "classes", "preprocess", "arch", "tokenizer", "device", "batch_size", "backend", "threads")
+    known += ("precision", "cache")
     for key in given:
         if key not in options:
             raise OptionError(key, f"no such option of a pipeline; {closest(key, known)}Known: {', '.join(known)}")

@@ -59,8 +59,12 @@ def open_runner(
     classes: Sequence[str] = (),
     preprocess: Preprocess | Mapping[str, Any] | None = None,
     arch: str | None = None,
+    running: Mapping[str, Any] | None = None,
 ) -> Runner:
-    """A runner for a name, path or module; `classes` and `preprocess` stand in where the model does not say."""
+    """A runner for a name, path or module; `classes` and `preprocess` stand in where the model does not say.
+
+    running: how an exported file is run: options of `open_session`.
+    """
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise OptionError("threads", f"must be 1 or more, not {threads!r}")
     from featherweight.runners_file import FileRunner
@@ -75,7 +79,7 @@ def open_runner(
     if source.backend != "torch":
         if str(device) not in ("None", "-1", "cpu", "auto"):
             raise OptionError("device", f"{source.backend} runs on the cpu here, not on {device!r}")
-        return FileRunner(source, threads=threads, **given)
+        return FileRunner(source, threads=threads, running=running, **given)
     built = sources.module(source)
     given["preprocess"] = preprocess or sources.preprocess_of(source, built)
     return TorchRunner(built, device=device, threads=threads, **given)

@@ -28,11 +28,12 @@ class FileRunner:
         threads: int | None = None,
         classes: tuple[str, ...] = (),
         preprocess: Preprocess | None = None,
+        running: Mapping[str, Any] | None = None,
     ) -> None:
         from featherweight.runtime.session import open_session
 
         self.path = path = source.path
-        self.session = open_session(path or "", backend=source.backend, threads=threads)
+        self.session = open_session(path or "", backend=source.backend, threads=threads, **(running or {}))
         told = self.session.metadata
         self.backend, self.dtype = self.session.backend, self.session.dtype
         self.threads = self.session.threads

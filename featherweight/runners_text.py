@@ -162,8 +162,12 @@ def open_text(
     device: Any = None,
     threads: int | None = None,
     classes: Sequence[str] = (),
+    running: Mapping[str, Any] | None = None,
 ) -> TextRunner | None:
-    """A runner for a text model; None where the model is not one, and no text task was asked for."""
+    """A runner for a text model; None where the model is not one, and no text task was asked for.
+
+    running: how an exported file is run: options of `open_session`.
+    """
     tokens = None if tokenizer is None else open_tokens(tokenizer)
     given: dict[str, Any] = {"task": task, "tokens": tokens, "classes": tuple(classes)}
     if not isinstance(model, (str, os.PathLike)):
@@ -180,7 +184,7 @@ def open_text(
         return _of_module(built, device=device, threads=threads, backend="auto", **{**given, "task": None})
     if str(device) not in ("None", "-1", "cpu", "auto"):
         raise OptionError("device", f"{source.backend} runs on the cpu here, not on {device!r}")
-    session = open_session(source.path, backend=source.backend, threads=threads)
+    session = open_session(source.path, backend=source.backend, threads=threads, **(running or {}))
     is_text = session.metadata.get("task") in TEXT_TASKS or any(port.name in INPUTS for port in session.inputs)
     return TextFileRunner(session, source.path, **given) if is_text else None
 

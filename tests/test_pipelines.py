@@ -228,6 +228,16 @@ def test_what_is_no_picture_is_refused_in_one_line(classify: Any, picture: Any, 
     assert "\n" not in str(caught.value)
 
 
+def test_how_an_exported_file_is_run(files: Path, tmp_path: Path) -> None:
+    plain = pipeline(model=files / "run", backend="openvino")(PICTURE)
+    for warm in (False, True):
+        pipe = pipeline(model=files / "run", backend="openvino", precision="f32", cache=tmp_path / "cache")
+        assert pipe.runner.session.warm == warm and pipe(PICTURE) == plain
+    assert pipeline(model=files / "run", backend="openvino", precision="bf16").runner.dtype in ("bfloat16", "float32")
+    with pytest.raises(OptionError, match="precision: goes with exported files"):
+        pipeline(model=files / "model", precision="bf16")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -52,8 +52,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="the system does not say what a child took")
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("code", [ANSWER, COMMAND], ids=["pipeline", "predict"])
+@pytest.mark.parametrize(
+    ("backend", "code"),
+    [("onnxruntime", ANSWER), ("openvino", ANSWER), ("onnxruntime", COMMAND)],
+    ids=["onnxruntime", "openvino", "command line"],
+)
 def test_the_first_answer_comes_at_once(files: Path, backend: str, code: str) -> None:
     pytest.importorskip(backend)
     took = []

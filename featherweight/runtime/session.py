@@ -86,7 +86,10 @@ class Session:
         return self._run(checked) if copy else self._lend(checked)
 
     def stream(self, feeds: Iterable[Mapping[str, Array]]) -> Iterator[Arrays]:
-        """The answers in order, `in_flight` of them worked on at once where it was opened for throughput."""
+        """The answers in order, `in_flight` of them worked on at once where it was opened for throughput.
+
+        The arrays of a feed must stay as they are until its answer has come.
+        """
         waiting: deque[Callable[[], Arrays]] = deque()
         for arrays in feeds:
             checked = self._checked(arrays)

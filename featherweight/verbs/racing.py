@@ -7,14 +7,16 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featherweight import fresh, layer_times, macs_of_file, measure, sources
 from featherweight.errors import OptionError, closest, shown
 from featherweight.latency import Latency, Times, verdict
-from featherweight.roofline import Roofline
-from featherweight.runtime.profiling import LayerTime
 from featherweight.runtime.session import MODES, PRECISIONS
+
+if TYPE_CHECKING:
+    from featherweight.roofline import Roofline
+    from featherweight.runtime.profiling import LayerTime
 
 SPREAD = 0.5  # between the 10th and 90th percentile, as a share of the median: above it a race is run again
 ATTEMPTS = 3
