@@ -85,7 +85,7 @@ class Bench:
 
             def measured(batch: int = batch) -> dict[str, Any]:
                 known: dict[str, Any] = {"batch": batch, "resolution": (self.scale.side,) * 2}
-                known["threads"] = self.options.threads
+                known |= {"threads": self.options.threads, "fixed": True}
                 runs = {
                     name: measure.runnable(one.source, backend=one.backend, precision=one.precision, **known)
                     for name, one in self.deit_models().items()

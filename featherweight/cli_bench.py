@@ -43,6 +43,7 @@ def bench(
         list[str] | None,
         Parameter(name="--shape", negative=(), help="NAME=1,3,224,224 of an input, where a file does not say"),
     ] = None,
+    fixed: Annotated[bool, Parameter(help="OpenVINO compiles each for the batch alone")] = False,
     repeats: Annotated[int, Parameter(help="turns that each gets at most")] = 60,
     budget_s: Annotated[float, Parameter(name=("--budget-s", "--seconds"), help="of one race, about")] = 5.0,
     start: Annotated[
@@ -77,7 +78,14 @@ def bench(
     rows: list[dict[str, Any]] = []
     if models:
         known: dict[str, Any] = {"batch": sizes, "threads": counts, "backend": wanted, "precision": rough, "mode": mode}
-        known |= {"against": against, "repeats": repeats, "budget_s": budget_s, "start": start, "roofline": peaks}
+        known |= {
+            "against": against,
+            "fixed": fixed,
+            "repeats": repeats,
+            "budget_s": budget_s,
+            "start": start,
+            "roofline": peaks,
+        }
         rows = verbs.bench(list(models), **known, **given)
         _shown(rows)
     if layers:

@@ -40,6 +40,7 @@ def runnable(source: Any, **options: Any) -> measure.Runnable:
         return measure.runnable(source.path, backend=source.backend, **options)
     options.pop("mode", None)
     options.pop("shapes", None)
+    options.pop("fixed", None)
     model = sources.module(source, untrained=True)
     told = sources.preprocess_of(source, model)
     options["resolution"] = options.get("resolution") or (told.size if told else None)

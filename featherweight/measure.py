@@ -210,12 +210,13 @@ def runnable(
     shapes: Mapping[str, Sequence[int]] | None = None,
     mode: str = "latency",
     calls: int = 1,
+    fixed: bool = False,
 ) -> Runnable:
     """A torch module or an exported file, ours or not, with a fixed batch in front of it.
 
     `images` (N, 3, H, W) are repeated to fill the batch; without them it is seeded noise of the shape that a file says,
     of `resolution`, or of `shapes` by the inputs' names. `backend`, `precision` and `mode` are those of
-    `sessions.open_model`; a timed call answers the batch `calls` times.
+    `sessions.open_model`; a timed call answers the batch `calls` times. fixed: OpenVINO compiles for that shape alone.
     """
     if batch < 1:
         raise OptionError("batch", f"{batch} images are no batch; give 1 or more")
@@ -227,6 +228,9 @@ def runnable(
     session = open_session(path, backend=backend, threads=threads, precision=precision, mode=mode)
     known: dict[str, Any] = {"batch": batch, "resolution": resolution, "images": images, "shapes": shapes}
     feed = feeds.made(session.inputs, session.metadata, path, **known)
+    if fixed and session.backend == "openvino":
+        alone = {name: array.shape for name, array in feed.items()}
+        session = open_session(path, backend=backend, threads=threads, precision=precision, mode=mode, shapes=alone)
     done = {"dtype": session.dtype, "runtime": session.backend, "version": _version(session.backend)}
     here = _here(next(iter(feed.values())), threads=session.threads, mode=mode, calls=calls, **done)
     if mode == "latency" and calls == 1:

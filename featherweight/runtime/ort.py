@@ -34,6 +34,8 @@ def open_file(path: Path, how: How, data: bytes | None = None) -> Session:
     if how.precision != "f32":
         text = f"onnxruntime computes in f32 here; {how.precision!r} needs the openvino backend"
         raise OptionError("precision", text)
+    if how.shapes:
+        raise OptionError("shapes", "onnxruntime compiles for any size; the openvino backend can be told the one")
     if data is None and how.cache is None:
         data = sessions.graph_bytes(path)  # a damaged file is the nearer mistake
     runtime = _runtime()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from featherweight.errors import InputError, missing_extra
+from featherweight.errors import InputError, OptionError, closest, missing_extra, shown
 from featherweight.runtime import session as sessions
 from featherweight.runtime import warm as store
 from featherweight.runtime.lacking import refusal
@@ -27,8 +27,8 @@ def open_file(path: Path, how: How, data: bytes | None = None) -> Session:
     """A session on a .onnx, .fwz or .xml file, or on `data`, an ONNX graph that stands for it."""
     options = _options(how)
     if how.cache is None or data is not None:
-        return _session(*_compiled(path, options, data), how, warm=False)
-    compiled, told, kept = _cached(path, options, how.cache)
+        return _session(*_compiled(path, options, how, data), how, warm=False)
+    compiled, told, kept = _cached(path, options, how, how.cache)
     return _session(compiled, told, how, warm=kept)
 
 
@@ -81,15 +81,31 @@ def _options(how: How) -> dict[str, Any]:
     return options
 
 
-def _compiled(path: Path, options: dict[str, Any], data: bytes | None = None) -> tuple[Any, dict[str, Any]]:
+def _compiled(path: Path, options: dict[str, Any], how: How, data: bytes | None = None) -> tuple[Any, dict[str, Any]]:
     """OpenVINO's model, and what is told of it."""
     source, weights = graph_of(path) if data is None else (data, None)
     try:
         model = core().read_model(source, weights or b"")
+        _fix(model, how, path)
         compiled = core().compile_model(model, "CPU", options)
     except RuntimeError as error:
         raise refusal(path, "OpenVINO", error, source if weights is None else None) from None
     return compiled, _told(model)
+
+
+def _fix(model: Any, how: How, path: Path) -> None:
+    """Give the inputs the shapes that were asked for; OptionError for one that the model does not have or take."""
+    names = [port.any_name for port in model.inputs]
+    for name, _ in how.shapes:
+        if name not in names:
+            text = f"{shown(path)} has no input {name!r}; {closest(name, names)}Known: {', '.join(names)}"
+            raise OptionError("shapes", text)
+    if how.shapes:
+        try:
+            model.reshape({name: list(shape) for name, shape in how.shapes})
+        except RuntimeError:
+            wanted = ", ".join(f"{name} {shape}" for name, shape in how.shapes)
+            raise OptionError("shapes", f"{shown(path)} does not run with {wanted}") from None
 
 
 def read(path: Path) -> Any:
@@ -106,18 +122,18 @@ def _told(model: Any) -> dict[str, Any]:
     return {"metadata": metadata(model), "int8": int8}
 
 
-def _cached(path: Path, options: dict[str, Any], folder: Path) -> tuple[Any, dict[str, Any], bool]:
+def _cached(path: Path, options: dict[str, Any], how: How, folder: Path) -> tuple[Any, dict[str, Any], bool]:
     """The same from the cache, or put into it; and whether it came from there."""
     version = core().get_versions("CPU")["CPU"].build_number
     if not path.is_file() or (path.suffix == ".xml" and not path.with_suffix(".bin").is_file()):
         graph_of(path)  # says what is wrong
-    file = store.place(folder, path, "openvino", version, options)
+    file = store.place(folder, path, "openvino", version, {**options, "shapes": how.shapes})
     if (kept := store.read(file)) is not None:
         try:
             return core().import_model(kept.blob, "CPU", options), kept.told, True
         except RuntimeError:  # of another build after all; the model itself is at hand
             pass
-    compiled, told = _compiled(path, options)
+    compiled, told = _compiled(path, options, how)
     exported = compiled.export_model()
     blob = exported.getvalue() if isinstance(exported, io.BytesIO) else bytes(exported)
     store.write(file, store.Kept(blob, told))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -49,6 +49,7 @@ class How(NamedTuple):
     streams: int | None = None  # throughput: answers worked on at once; the runtime's own choice unless given
     cache: Path | None = None  # where what was compiled is kept for the next process
     profile: bool = False
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()  # of inputs: compiled for these alone
 
 
 class Session:
@@ -146,6 +147,7 @@ def open_session(
     streams: int | None = None,
     cache: str | Path | bool | None = None,
     profile: bool = False,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Session:
     """Check the file, compile it and return a `Session`.
 
@@ -157,11 +159,12 @@ def open_session(
     `streams` says or the runtime thinks best.
     cache: a folder that keeps what was compiled for the next process; True is the user's cache folder.
     profile: measure what each layer takes, which slows the whole; for `Session.layers`.
+    shapes: of inputs by name, for which alone OpenVINO then compiles: quicker, above all for single pictures.
     """
     path = Path(path)
     backend = backend_of(path, backend)
-    how = checked(threads=threads, precision=precision, mode=mode, streams=streams, cache=cache, profile=profile)
-    return opened(path, backend, how)
+    known: dict[str, Any] = {"threads": threads, "precision": precision, "mode": mode, "streams": streams}
+    return opened(path, backend, checked(**known, cache=cache, profile=profile, shapes=shapes))
 
 
 def opened(path: Path, backend: str, how: How, data: bytes | None = None) -> Session:
@@ -184,6 +187,7 @@ def checked(
     streams: int | None = None,
     cache: str | Path | bool | None = None,
     profile: bool = False,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> How:
     """The options of `open_session` as a value; OptionError names the one that is wrong."""
     threads = available_threads() if threads is None else threads
@@ -196,7 +200,8 @@ def checked(
     if streams is not None and mode != "throughput":
         raise OptionError("streams", "goes with mode throughput; one answer at a time has one stream")
     folder = cache_folder() if cache is True else Path(cache) if cache else None
-    return How(threads, precision or "f32", mode, streams, folder, profile)
+    fixed = tuple((name, tuple(int(n) for n in shape)) for name, shape in (shapes or {}).items())
+    return How(threads, precision or "f32", mode, streams, folder, profile, fixed)
 
 
 def cache_folder() -> Path:

@@ -48,6 +48,7 @@ def bench(
     against: Any = None,
     resolution: tuple[int, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    fixed: bool = False,
     repeats: int = 60,
     budget_s: float = 5.0,
     attempts: int = ATTEMPTS,
@@ -60,8 +61,8 @@ def bench(
     The baseline is `against`, else the first. backend: one, several, or "all" that a model comes with; torch-compiled
     is one. precision: f32, bf16 or auto, each a racer. shapes: of a file's inputs by name, where it does not say them.
     Times do not depend on weights, so a name stands for a model with random ones. A race whose times spread too wide is
-    run again, `attempts` times at most, and has a remark. start: also opens each in a new process. roofline: also says
-    the limit.
+    run again, `attempts` times at most, and has a remark. fixed: OpenVINO compiles for that batch alone. start: also
+    opens each in a new process. roofline: also says the limit.
     """
     if against is not None:
         models = [against, *(model for model in models if model != against)]
@@ -77,7 +78,7 @@ def bench(
     for count in counts:
         for size in batch:
             options: dict[str, Any] = {"batch": size, "threads": count, "resolution": resolution, "shapes": shapes}
-            timed = {"mode": mode, "calls": CALLS if mode == "throughput" else 1}
+            timed = {"mode": mode, "calls": CALLS if mode == "throughput" else 1, "fixed": fixed}
             ready = _ready(entries, {**options, **timed}, several=len(batch) > 1)
             times, tries = _steady(ready, attempts, repeats=repeats, budget_s=budget_s)
             for entry in entries:

@@ -75,6 +75,23 @@ def test_the_second_process_finds_it_compiled(model: Path, tmp_path: Path, backe
     np.testing.assert_allclose(other.run({"x": X})["logits"], 2 * X @ WEIGHT, rtol=1e-5)
 
 
+def test_compiled_for_one_shape_alone(model: Path, tmp_path: Path) -> None:
+    for _ in range(2):  # the second comes from the cache
+        fixed = open_session(model, backend="openvino", threads=1, shapes={"x": (2, 3)}, cache=tmp_path / "cache")
+        assert fixed.inputs[0].shape == (2, 3)
+        np.testing.assert_allclose(fixed.run({"x": X})["logits"], X @ WEIGHT, rtol=1e-6)
+    assert fixed.warm and not open_session(model, backend="openvino", threads=1, cache=tmp_path / "cache").warm
+    with pytest.raises(OptionError, match=r"must have the shape \(2, 3\)"):
+        fixed.run({"x": X[:1]})
+    for backend, shapes, text in (
+        ("openvino", {"y": (1, 3)}, "no input 'y'"),
+        ("openvino", {"x": (1, 4)}, "does not run with x"),
+        ("onnxruntime", {"x": (1, 3)}, "compiles for any size"),
+    ):
+        with pytest.raises(OptionError, match=text):
+            open_session(model, backend=backend, shapes=shapes)
+
+
 def test_the_cache_is_where_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
     open_session(model, backend="onnxruntime")
