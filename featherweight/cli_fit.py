@@ -96,6 +96,8 @@ def told(event: Mapping[str, Any]) -> None:
         shares = f"{100 * event['agreement']:.1f} % agreement, {100 * event['top1']:.1f} % right"
         figures = f"{shares}, {event['latency_ms']:.3g} ms"
         screen.say(line(str(event["images"]), f"{event['says']}: {figures}"))
+    elif kind == "warning":
+        screen.warn(str(event["text"]))
     elif kind in ("note", "data"):
         screen.progress(event)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from featherweight.search.points import Found, Ground
     from featherweight.search.study import Study
 
+BUSY = 1.5  # processes more than cores that want to run; the race itself keeps the cores at work
 LINES = 3  # of hopeless points that are told
 
 
@@ -146,12 +147,24 @@ def _values(found: Search, ground: Ground, plan: Mapping[str, Any], story: Seque
         "env": {"cpu": "", "cores": "", "flags": (), **measure.machine()},
         "seed": plan["seed"],
         "command": "\n".join(_commands(found)),
-        "warnings": plan["warnings"],
+        "warnings": [*plan["warnings"], *_busy(found)],
         "rows": [{**cells(item), "kind": kind, "key": item.get("key", kind)} for kind, item in shown],
         "story": story,
         "points": len(found.points),
         "every": [cells(item) for item in found.points],
     }
+
+
+def _busy(found: Search) -> list[str]:
+    """What is said of a race on a machine that had more to do."""
+    conditions = found.start.get("conditions") or {}
+    load, cores = float(conditions.get("load", 0.0)), int(conditions.get("cores", 1))
+    if load <= cores + BUSY:
+        return []
+    text = (
+        f"The machine was busy while it was timed (load {load:.0f} on {cores} cores): a quiet one is faster and surer."
+    )
+    return [text]
 
 
 def _commands(found: Search) -> list[str]:

@@ -16,7 +16,6 @@ from featherweight import files, runs
 from featherweight import recipe as recipes
 from featherweight.binding import bind
 from featherweight.data import Data
-from featherweight.detecting import TASK, task_of_model
 from featherweight.errors import CheckFailed, OptionError, closest, shown
 from featherweight.recipe import ModelSpec, Recipe, Step
 from featherweight.runtime.preprocess import Preprocess
@@ -29,12 +28,14 @@ from featherweight.search.points import Found, Ground, Tell, carried_out, counte
 from featherweight.search.space import LOOKS, Knob, Space
 from featherweight.search.study import Study
 from featherweight.search.worker import CANNOT, Clock, Others, save, work
+from featherweight.texting import task_of_model
 from featherweight.vetting import name_problem
 
 RECIPE = "compress"
 CLASSIFIERS = "image-classification"
 END_SHARE, END_SECONDS = 0.12, 120.0  # of the time, at most, kept for the race, the test and the page at the end
 LEVELS = 11
+USUAL = ("tokens", "prune", "prune_channels")  # steps that are tried together where the recipe names none
 
 
 def fit(
@@ -105,8 +106,8 @@ def _check(model: Any, runtime: str, workers: int, name: str, points: int | None
             raise OptionError(option, f"must be 1 or more, not {value}")
     if problem := name_problem(name):
         raise OptionError("--name", problem)
-    if not isinstance(model, nn.Module) and task_of_model(str(model)) == TASK:
-        text = "is a detector; `fit` searches for classifiers: featherweight compress MODEL --target 2x, of detectors"
+    if task := task_of_model(model):
+        text = f"is for {task}; `fit` searches for classifiers of pictures: featherweight compress MODEL --target 2x"
         raise OptionError("model", text)
     page.check()
 
@@ -118,6 +119,8 @@ def _base(model: Any, data: Any, recipe: Any, overrides: Sequence[str], seed: in
         text = f"{shown(str(recipe))} is for {known.task}; `fit` searches for classifiers of pictures"
         raise OptionError("--recipe", text)
     fields: dict[str, Any] = {} if isinstance(data, Data) else {"data": _data(data, known)}
+    if recipe is None:  # its steps may not be for this model; the search finds out what is
+        fields["steps"] = ["load"]
     module = isinstance(model, nn.Module)
     if not module:
         fields["model"] = runs.trained_spec({"name": str(model), **spec})
@@ -152,6 +155,8 @@ def _ground(
         if any(entry.name not in (".lock", "start") for entry in folder.iterdir()):
             raise OptionError("--name", f"{shown(folder)} holds something that is no search; choose another name")
         ground, plan = prepare(request, folder, data, given, pre, tell)
+        for text in plan["warnings"]:
+            tell({"event": "warning", "text": text})
         plan = {**plan, "storage": storage}
         save(folder, plan)
         return ground, plan
@@ -221,7 +226,7 @@ def beginnings(ground: Ground, asked: Limits) -> list[dict[str, Any]]:
     few = {"bits": bits.choices[1]} if bits else {}
     found = [space.point(**few), space.point(**few, **_own(space))]
     free = [knob for knob in space.knobs if knob.step not in ("bits", "student", "train")]
-    own = [knob for knob in free if knob.step in space.given]
+    own = [knob for knob in free if knob.step in (space.given or USUAL)]
     for group in (own, free, *([knob] for knob in free)) if asked.bounded else ():
         low, high = 0, LEVELS  # the mildest level that passes lies above low, at high or below
         while high - low > 1:

@@ -27,10 +27,15 @@ def students_of(start: Outline, preprocess: Preprocess) -> dict[str, dict[str, A
             continue
         with contextlib.suppress(FeatherweightError, ValueError, TypeError):
             zoo.check(base["name"], **smaller)
-            if zoo.preprocess_of(base["name"], None, smaller) != preprocess:
-                continue
-            found[name] = {**smaller, "family": base["name"]}
+            if family := _called(base["name"], smaller, preprocess):
+                found[name] = {**smaller, "family": family}
     return found
+
+
+def _called(family: str, config: Mapping[str, Any], preprocess: Preprocess) -> str | None:
+    """The name of the table for the family whose pictures are prepared as the start's are, which teaches on them."""
+    names = [family, *(name for name in zoo.known() if zoo.entry(name).family == family)]
+    return next((name for name in names if zoo.preprocess_of(name, None, config) == preprocess), None)
 
 
 def _smaller(config: Mapping[str, Any], name: str, share: float) -> dict[str, Any] | None:

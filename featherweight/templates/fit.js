@@ -6,7 +6,8 @@
   const across = document.getElementById("across");
   const upward = document.getElementById("upward");
   const onlyFront = document.getElementById("only-front");
-  const W = 900, H = 460, LEFT = 62, RIGHT = 34, TOP = 14, BOTTOM = 52;
+  const LEFT = 62, RIGHT = 34, TOP = 14, BOTTOM = 52;
+  let W = 900, H = 460, chosen = null;
   const NAMES = { latency_ms: "latency at batch 1, ms (left is faster)", size_bytes: "bytes of the file (left is smaller)",
     macs: "multiply-adds of one picture (left is less)" };
   const RISES = { top1: "accuracy on the validation part, %", test: "accuracy on the test part, %",
@@ -51,6 +52,9 @@
     const points = data.points.filter((p) => p[x] > 0 && p[y] !== null && (!onlyFront.checked || p.kind !== "tried"));
     svg.replaceChildren();
     order = [];
+    W = Math.max(320, svg.clientWidth || 900);
+    H = Math.max(300, Math.min(480, Math.round(0.55 * W)));
+    svg.setAttribute("viewBox", "0 0 " + W + " " + H);
     if (!points.length) { svg.append(make("text", { x: W / 2, y: H / 2, "text-anchor": "middle" }, "nothing was measured")); return; }
     const xs = points.map((p) => p[x]), ys = points.map((p) => 100 * p[y]);
     const lowX = Math.min(...xs) / 1.12, highX = Math.max(...xs) * 1.12;
@@ -58,7 +62,9 @@
     const lowY = Math.max(0, Math.min(...ys) - room), highY = Math.min(100.5, Math.max(...ys) + room);
     const placeX = (v) => LEFT + (W - LEFT - RIGHT) * (Math.log(v / lowX) / Math.log(highX / lowX));
     const placeY = (v) => H - BOTTOM - (H - TOP - BOTTOM) * ((v - lowY) / (highY - lowY));
-    for (const v of ticks(lowX, highX)) {
+    const places = ticks(lowX, highX);
+    const every = W < 480 && places.length > 4 ? 2 : 1;
+    for (const v of places.filter((_, i) => i % every === 0)) {
       svg.append(make("line", { class: "grid", x1: placeX(v), x2: placeX(v), y1: TOP, y2: H - BOTTOM }));
       svg.append(make("text", { x: placeX(v), y: H - BOTTOM + 19, "text-anchor": "middle" }, plain(x, v).replace(" ms", "")));
     }
@@ -85,7 +91,8 @@
       svg.append(mark);
     }
     order = [...points].sort((a, b) => a[x] - b[x]).map((p) => p.key);
-    const first = svg.querySelector(".pick") || svg.querySelector(".point");
+    const kept = [...svg.querySelectorAll(".point")].find((node) => node.dataset.key === chosen);
+    const first = kept || svg.querySelector(".pick") || svg.querySelector(".point");
     first.setAttribute("tabindex", "0");
     show(first.dataset.key);
   }
@@ -98,6 +105,7 @@
 
   function show(key) {
     const p = data.points.find((one) => one.key === key);
+    chosen = key;
     detail.replaceChildren();
     const head = document.createElement("b");
     head.textContent = p.says + (p.kind === "pick" ? " (the pick)" : "");
@@ -121,6 +129,7 @@
   for (const row of document.querySelectorAll("tr[data-key]")) row.addEventListener("click", () => show(row.dataset.key));
   for (const choice of [across, upward, onlyFront]) choice.addEventListener("change", draw);
   if (!data.points.some((p) => p.test !== null)) upward.querySelector("[value=test]").remove();
+  window.addEventListener("resize", draw);
   across.value = data.cost;
   draw();
 })();

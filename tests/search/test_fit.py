@@ -131,7 +131,7 @@ def test_mistakes_are_told_before_anything_is_trained(
 
 
 def test_a_detector_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="is a detector"):
+    with pytest.raises(OptionError, match="model: is for object-detection"):
         fit("yolov7_tiny", "digits", macs="1M", project=tmp_path)
     with pytest.raises(OptionError, match="--recipe: demo_detect is for object-detection"):
         fit("vit_digits", "digits", macs="1M", project=tmp_path, recipe="demo_detect")
