@@ -209,7 +209,10 @@ def _token(token: str, names: dict[str, int], shown: list[str], verb: str) -> st
 
 
 RECIPE_KEYS = frozenset({"name", "task", "model", "teacher", "data", "seed", "output", "threads", "steps", "budget"})
-TASKS = ("detect", "detection", "object-detection", "classify", "classification", "image-classification")
+TASKS = (
+    "detect", "detection", "object-detection", "classify", "classification", "image-classification", "text",
+    "text-classification", "sentiment-analysis", "question-answering",
+)  # fmt: skip
 
 
 def _unknown(option: str, typed: str, names: Iterable[str], shown: list[str], verb: str) -> OptionError:

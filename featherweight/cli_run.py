@@ -47,12 +47,14 @@ def train(
     model: options.Model,
     *,
     data: options.Data,
-    task: Annotated[str | None, Parameter(help="classify or detect; what the model is for unless given")] = None,
+    task: Annotated[
+        str | None, Parameter(help="classify, detect, text or question-answering; what the model is for")
+    ] = None,
     training: options.Training = options.TRAINING,
     running: options.Running = options.RUNNING,
     resume: Annotated[str | None, Parameter(help="go on with this run, in its folder")] = None,
 ) -> int:
-    """Train a model, with a teacher if one is named; `train detect` for boxes."""
+    """Train a model, with a teacher if one is named; `train detect` for boxes, `train text` for sentences."""
     if resume is not None:
         raise OptionError("--resume", f"needs no MODEL: featherweight run {shown(resume)} goes on with a run")
     from featherweight.verbs.training import can_measure, training_recipe

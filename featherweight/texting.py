@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 CLASSIFY, ASK = TASKS
 STEPS = (
     "teacher", "baseline", "load", "train", "distill", "tinybert", "minilm", "prune", "drop", "lowrank", "vocabulary",
-    "power_bert", "star_attention", "quantize", "quantize_dynamic", "quantize_weights", "share", "share_embeddings",
+    "power_bert", "star_attention", "quantize", "quantize_dynamic", "quantize_weights", "share", "share_embeddings", "code",
     "export", "measure", "report",
 )  # fmt: skip
 USUAL = {"epochs": 3, "lr": 5e-5, "weight_decay": 0.01, "warmup": 0.1}  # Devlin et al. 2018, appendix A.3
@@ -186,12 +186,13 @@ def recognized(name: str, path: str | Path, where: str) -> None:
 
 def narrowed_methods(work: Work, change: Any) -> Work:
     """The work whose teachers, and where its training began, are changed as the model is."""
-    methods = tuple(
-        dataclasses.replace(method, teacher=change(method.teacher))  # type: ignore[type-var]
-        if isinstance(getattr(method, "teacher", None), nn.Module)
-        else method
-        for method in work.methods
-    )
-    teacher = None if work.teacher is None else change(work.teacher)
+    methods = []
+    for method in work.methods:
+        taught: Any = method
+        teacher = getattr(method, "teacher", None)
+        methods.append(
+            dataclasses.replace(taught, teacher=change(teacher)) if isinstance(teacher, nn.Module) else method
+        )
+    teaching = None if work.teacher is None else change(work.teacher)
     origin = None if work.origin is None else change(work.origin)
-    return dataclasses.replace(work, methods=methods, teacher=teacher, origin=origin)
+    return dataclasses.replace(work, methods=tuple(methods), teacher=teaching, origin=origin)

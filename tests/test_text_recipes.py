@@ -77,7 +77,7 @@ def written(tmp_path: Path, steps: list[Any], **more: Any) -> dict[str, Any]:
 def test_sentences_are_trained_made_small_and_reported(tmp_path: Path) -> None:
     steps = [
         "teacher", "baseline", {"tinybert": {"epochs": 1}}, "vocabulary", {"prune": {"mlp": 0.5, "heads": 0.5}},
-        "quantize", "share_embeddings", {"export": {"images": 8}}, MEASURED, "report",
+        "quantize", "share_embeddings", {"code": {"graph": True}}, {"export": {"images": 8}}, MEASURED, "report",
     ]  # fmt: skip
     plan = written(tmp_path, steps)
     done = runs.run(recipe.parse({**plan, "teacher": plan["model"]}, "test"))
@@ -91,9 +91,14 @@ def test_sentences_are_trained_made_small_and_reported(tmp_path: Path) -> None:
     assert rows[-1]["sizes"]["file"] < 0.6 * rows[0]["sizes"]["file"]
     assert rows[-1]["params"] < rows[0]["params"]
     last = artifact.load(place / "model")
-    in_memory, exported = (pipeline("text-classification", one) for one in (last, place / "export" / "model.onnx"))
+    in_memory, exported, compact, graph = (
+        pipeline("text-classification", one)
+        for one in (last, place / "export/model.onnx", place / "compact/model.fwz", place / "compact/graph.fwz")
+    )
+    assert (compact.runner.backend, graph.runner.backend) == ("torch", "onnxruntime")
     for text, _ in sentences()[60:]:
         one, other = in_memory(text), exported(text)
+        assert compact(text) == one and graph(text) == other
         assert one[0]["label"] == other[0]["label"] and one[0]["score"] == pytest.approx(other[0]["score"], abs=0.02)
     assert len(in_memory.tokens) < len(tiny_text.vocabulary())
     assert runs.run(recipe.parse({**plan, "teacher": plan["model"]}, "test")).key == done.key  # found as it was left
@@ -211,3 +216,15 @@ def test_parquet_is_read(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": [t for t, _ in rows], "label": [n for _, n in rows]}), tmp_path / "all.parquet")
     found = corpus.load(tmp_path / "all.parquet")
     assert found.classes == ("bad", "good") and len(found.train) == 24
+
+
+def test_train_text_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from featherweight.cli import main
+
+    encoder, data = folder_of(tmp_path / "encoder"), texts(tmp_path / "data")
+    words = ["train", "text", str(encoder), "--data", str(data), "--epochs", "1", "--project", str(tmp_path / "runs")]
+    assert main([*words, "--name", "new", "--set", "steps=[train]", "--set", "threads=1"]) == 0
+    assert pipeline("sentiment-analysis", tmp_path / "runs/new/model")("the new river")[0]["label"] in ("bad", "good")
+    capsys.readouterr()
+    assert main([*words[:5], "--teacher", str(encoder), "--distill", "token"]) == 2
+    assert "of pictures" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,6 @@ def _fingerprint(parts: dict[str, Part]) -> str:
     """A digest of all texts and their labels."""
     total = hashlib.sha256()
     for name in sorted(parts):
-        plain = [asdict(one) if is_dataclass(one) else one for one in parts[name]]  # type: ignore[call-overload]
+        plain = [asdict(one) if isinstance(one, Asked) else one for one in parts[name]]
         total.update(json.dumps([name, plain], ensure_ascii=True).encode())
     return total.hexdigest()

@@ -118,26 +118,40 @@ def to_bytes(
     """The file's bytes, not yet compared with the model."""
     call = Call(_inputs(model, tokens), OUTPUTS[task])
     batch = _feeds(tokens, SENTENCES[:3])
-    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=tokens.settings.max_length or 1 << 20)}
     called = _Called(model, call)
     with evaluating(called), torch.no_grad():
+        program = _followed(called, tuple(batch[name] for name in call.inputs), tokens.settings.max_length)
+    proto = graph_of(program, call.outputs, inputs=call.inputs)
+    for port in (*proto.graph.input, *proto.graph.output):
+        for axis, name in zip(port.type.tensor_type.shape.dim, ("batch", "length"), strict=False):
+            if axis.dim_param:
+                axis.dim_param = name
+    proto.producer_name, proto.producer_version = "featherweight", featherweight.__version__
+    onnx.helper.set_model_props(proto, dict(metadata or {}))
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
+
+
+def _followed(called: _Called, arrays: tuple[Tensor, ...], longest: int | None) -> torch.export.ExportedProgram:
+    """The model as a graph for any batch and length.
+
+    Sizes are named first; where shares of a length make torch ask for more than that, it finds them itself.
+    """
+    named = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=longest or 1 << 20)}
+    found: Exception | None = None
+    for sizes in (named, dict.fromkeys(named, torch.export.Dim.DYNAMIC)):
         try:
-            arrays = tuple(batch[name] for name in call.inputs)
-            program = torch.export.export(
+            return torch.export.export(
                 called,
                 arrays,
                 dynamic_shapes=(tuple(sizes for _ in arrays),),
                 prefer_deferred_runtime_asserts_over_guards=True,  # of shares of a length, which it cannot prove
             )
-        except Exception as error:  # torch.export has no common base for what stops it
-            said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            text = f"export: torch.export cannot follow {type(model).__name__}: {said}"
-            raise FeatherweightError(text) from error
-    proto = graph_of(program, call.outputs, inputs=call.inputs)
-    proto.producer_name, proto.producer_version = "featherweight", featherweight.__version__
-    onnx.helper.set_model_props(proto, dict(metadata or {}))
-    data: bytes = proto.SerializeToString(deterministic=True)
-    return data
+        except Exception as error:  # noqa: BLE001  (torch.export has no common base for what stops it)
+            found = found or error
+    said = next((line.strip() for line in str(found).splitlines() if line.strip()), type(found).__name__)
+    text = f"export: torch.export cannot follow {type(called.model).__name__}: {said}"
+    raise FeatherweightError(text) from found
 
 
 def checked(

@@ -87,16 +87,14 @@ def _plain(processor: Any, name: str) -> dict[str, Any]:
     if edge is None and not {"height", "width"} <= {key for key, value in sizes.items() if value}:
         raise OptionError("preprocess", f"{name} resizes to {sizes}, which is neither height and width nor an edge")
     wide = (edge, edge) if edge else (sizes["height"], sizes["width"])
-    if not cropped:
+    if not cropped or crop is None:
         if edge:
             raise OptionError("preprocess", f"{name} keeps the picture's shape and does not crop it: no fixed size")
         return {"size": wide, "resize": "exact", "crop_pct": 1.0}
-    size = (int(dict(crop)["height"]), int(dict(crop)["width"]))
+    size = (int(crop["height"]), int(crop["width"]))
     share = size[0] / wide[0]
     if share > 1 or tuple(floor(n / share) for n in size) != wide:
-        raise OptionError(
-            "preprocess", f"{name} crops {size} out of {wide}; the share must be the same of both sides"
-        )
+        raise OptionError("preprocess", f"{name} crops {size} out of {wide}; the share must be the same of both sides")
     return {"size": size, "resize": "shorter" if edge else "exact", "crop_pct": share}
 
 

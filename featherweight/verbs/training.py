@@ -62,6 +62,13 @@ def training_recipe(
         return {**recipe, "task": "object-detection", **taught, "steps": [*parts, "evaluate"]}
     if aux_heads:
         raise OptionError("--aux-heads", "is of detectors: featherweight train detect")
+    if (reads := _reads(task, spec["name"])) != "":
+        recipe["task"] = reads
+        if teacher is not None and (distill or "soft").startswith("token"):
+            raise OptionError(
+                "--distill", f"{distill} is for models of pictures; of texts there are soft, hard and mse"
+            )
+        wanted = distill or ("soft" if teacher else "none")
     if wanted == "none":
         if teacher is not None or alpha is not None or temperature is not None:
             raise OptionError("--distill", "is none, so teacher, alpha and temperature have nothing to do")
@@ -80,6 +87,8 @@ def model_spec(
     model: str | os.PathLike[str], *, arch: str | None = None, weights: str | None = None, reset_head: bool = False
 ) -> dict[str, Any]:
     """The recipe's way to say a MODEL: a name or folder, and where its weights are."""
+    if _is_text(model):
+        return {"name": os.fspath(model), **({"reset_head": True} if reset_head else {})}
     found = sources.find(model, backend="torch", arch=arch)
     spec: dict[str, Any] = {"name": found.name}
     if found.path is not None and found.path.is_dir():
@@ -121,6 +130,23 @@ def _detects(task: str | None, name: str) -> bool:
     if task is not None and task not in TASKS:
         raise OptionError("--task", f"no {task!r}; {closest(task, TASKS)}Known: {', '.join(TASKS)}")
     return (TASKS[task] if task is not None else task_of_model(name)) == TASK
+
+
+def _is_text(model: str | os.PathLike[str]) -> bool:
+    """Whether this is a folder of the transformers library, with a text model or an encoder of texts."""
+    from featherweight.texting import is_folder
+
+    path = os.fspath(model)
+    return is_folder(path) and not sources.is_picture_model(Path(path))
+
+
+def _reads(task: str | None, name: str) -> str:
+    """The task of a text model, as told or as the model is for; "" of any other."""
+    from featherweight import texting
+    from featherweight.recipe import TASKS
+
+    told = TASKS.get(task or "", "") or texting.task_of_model(name)
+    return told if told in texting.TASKS else ""
 
 
 def _shipped(spec: dict[str, Any]) -> dict[str, Any]:
