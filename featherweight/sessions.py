@@ -32,27 +32,26 @@ def open_model(
     backend: str | None = None,
     threads: int | None = None,
     precision: str | None = None,
-    mode: str = "latency",
-    streams: int | None = None,
-    cache: str | Path | bool | None = None,
-    profile: bool = False,
+    **options: Any,
 ) -> Session:
     """A session on an exported file or a torch module, with threads, precision and mode as they are asked for.
 
     example: the input (or inputs by name, in the order of `forward`) of a torch module, which does not say what it
     takes. backend: of a module "torch" or "torch-compiled", of a file "onnxruntime" or "openvino". precision: "f32",
     "bf16" (torch: the model cast), "autocast" (torch), "auto" (a file: the runtime's choice; a module: as it is).
-    The rest is `runtime.session.open_session`'s. What it came to is `Session.dtype`.
+    options: `mode` and the rest of `runtime.session.open_session`, for a file. What it came to is `Session.dtype`.
     """
+    known: dict[str, Any] = {"backend": backend, "threads": threads, "precision": precision}
     if isinstance(model, (str, os.PathLike)):
-        known: dict[str, Any] = {"threads": threads, "precision": precision, "mode": mode, "streams": streams}
-        return open_session(Path(model), backend=backend, cache=cache, profile=profile, **known)
-    if mode != "latency" or streams is not None:
-        raise OptionError("mode", "torch answers one batch at a time; give a larger batch, or export the model")
+        return open_session(Path(model), **known, **options)
+    for name, value in options.items():
+        if (name, value) != ("mode", "latency") and name != "profile":
+            text = "goes with exported files; torch answers one batch at a time: give a larger one, or export the model"
+            raise OptionError(name, text)
     if example is None:
         raise OptionError("example", "is missing: a torch module does not say what it takes; give an array of it")
     given = dict(example) if isinstance(example, Mapping) else {"input": example}
-    return torch_session(model, given, backend=backend or "torch", threads=threads, precision=precision)
+    return torch_session(model, given, **{**known, "backend": backend or "torch"})
 
 
 class Prepared(NamedTuple):

@@ -147,6 +147,12 @@ def test_bench(files: Path) -> None:
     worked(hidden(COMMAND, "bench", "model.onnx", "--batch", "1", folder=files))
 
 
+def test_bench_with_all_that_it_tells(files: Path) -> None:
+    more = ("--start", "--roofline", "--layers", "--floor", "--plot", "race.svg")
+    said = worked(hidden(COMMAND, "bench", "model.onnx", "--batch", "1", "--seconds", "0.1", *more, folder=files))
+    assert "GMAC/s" in said and "kinds" in said and "ready ms" in said and (files / "race.svg").is_file()
+
+
 def test_info(files: Path) -> None:
     assert "pixel_values" in worked(hidden(COMMAND, "info", "model.onnx", folder=files))
 
