@@ -143,6 +143,7 @@ SHOW: dict[str, Callable[[], str]] = {
     "model": lambda: fields_of(recipe.ModelSpec),
     "data": lambda: fields_of(recipe.DataSpec),
     "budget": lambda: fields_of(recipe.Budget),
+    "text": lambda: fields_of(recipe.Texting),
     "limits": limits,
 }
 
