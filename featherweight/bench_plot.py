@@ -32,8 +32,8 @@ def drawn(rows: Sequence[Mapping[str, Any]]) -> Drawing:
             names = [f"{clean(row['model'], limit=LABEL)} · {row['dtype']}" for row in here]
             plot.set_yticks(range(len(here)), names, fontsize=8)
             title = f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
-            plot.set(ylim=(len(here) - 0.4, -0.6), xlim=(0, None), title=title, xlabel="ms per call")
-            plot.margins(x=0.15)
+            widest = max(max(row["median_ms"], row["p90_ms"]) for row in here)
+            plot.set(ylim=(len(here) - 0.4, -0.6), xlim=(0, 1.12 * widest), title=title, xlabel="ms per call")
             plot.grid(False, axis="y")
         cpu = rows[0]["conditions"]["cpu"]
         return svg("bench", figure, f"Latency on {cpu}: medians, 10th to 90th percentile; a gray mark is the limit")
