@@ -92,16 +92,20 @@ class Session:
         The arrays of a feed must stay as they are until its answer has come.
         """
         waiting: deque[Callable[[], Arrays]] = deque()
-        for arrays in feeds:
-            checked = self._checked(arrays)
-            if self._submit is None:
-                yield self._run(checked)
-                continue
-            if len(waiting) == self.in_flight:
+        try:
+            for arrays in feeds:
+                checked = self._checked(arrays)
+                if self._submit is None:
+                    yield self._run(checked)
+                    continue
+                if len(waiting) == self.in_flight:
+                    yield waiting.popleft()()
+                waiting.append(self._submit(checked))
+            while waiting:
                 yield waiting.popleft()()
-            waiting.append(self._submit(checked))
-        while waiting:
-            yield waiting.popleft()()
+        finally:  # whoever stops early leaves nothing running
+            for fetch in waiting:
+                fetch()
 
     def layers(self, arrays: Mapping[str, Array]) -> list[LayerTime]:
         """What each operator of one answer took; OptionError unless it was opened with profile=True."""

@@ -39,7 +39,11 @@ def test_many_in_flight_answer_in_order(model: Path, backend: str) -> None:
     for given, found in zip(feeds, opened.stream(iter(feeds)), strict=True):
         np.testing.assert_allclose(found["logits"], given["x"] @ WEIGHT, rtol=1e-5)
     with pytest.raises(OptionError, match="must be float32"):
-        list(opened.stream([{"x": X.astype(np.float64)}]))
+        list(opened.stream([feeds[0], {"x": X.astype(np.float64)}]))
+    begun = opened.stream(iter(feeds))
+    first = next(begun)["logits"]
+    begun.close()  # type: ignore[attr-defined]  # stopped early, and begun again
+    np.testing.assert_array_equal(next(opened.stream(iter(feeds)))["logits"], first)
 
 
 @BOTH
