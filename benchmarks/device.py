@@ -100,7 +100,7 @@ class Bench:
             calls = yolo.racers(models.also_files(self.options.also), self.options.threads)
             runs = {name: _over(call, yolo.jpegs) for name, call in calls.items()}
             about = {"macs": yolo.shares, "picture": list(yolo.pictures[0].shape[:2]), "side": yolo.side}
-            return {**self.raced(runs, "torch eager fp32"), **about}
+            return {**self.raced(runs, models.EAGER_YOLO, models.QUICK_YOLO), **about}
 
         yield "yolo end to end" + (f" with {' '.join(self.options.also)}" if self.options.also else ""), measured
 
@@ -138,6 +138,7 @@ class Bench:
         known: dict[str, Any] = {"threads": self.options.threads, "backend": "openvino"}
         plain, prepare = open_session(path, **known), yolo.preprocess
         inside = open_pictures(path, preprocess=prepare, **known)
+        quick = open_pictures(path, preprocess=prepare, quick=True, **known)
         frame = open_pictures(path, preprocess=prepare, frame=(height, width), **known)
         name = plain.inputs[0].name
         ready = prepare(picture)[None]
@@ -145,6 +146,7 @@ class Bench:
             {
                 "prepared in NumPy": lambda: plain.run({name: prepare(picture)[None]}),
                 "normalized in the graph": lambda: inside.run([picture]),
+                "resized by OpenCV, normalized in the graph": lambda: quick.run([picture]),
                 "resized and normalized in the graph": lambda: frame.run([picture]),
                 "the model alone": lambda: plain.run({name: ready}),
             },

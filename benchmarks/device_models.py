@@ -26,7 +26,7 @@ from featherweight.models.vit import VisionTransformer
 from featherweight.pictures import load
 from featherweight.runners_torch import TorchRunner
 from featherweight.runtime.nms import Nms
-from featherweight.runtime.pictures import open_pictures
+from featherweight.runtime.pictures import fitting, open_pictures
 from featherweight.runtime.preprocess import Preprocess
 from featherweight.runtime.session import open_session
 from featherweight.surgery import apply
@@ -40,6 +40,7 @@ CALIBRATION = 32
 COMPOSED = "tokens 0.7, MLP and heads cut, int8"
 NNCF = "dense, int8 of NNCF"
 EAGER = "dense, torch eager fp32"
+EAGER_YOLO, QUICK_YOLO = "torch eager fp32", "torch eager fp32, resized by OpenCV"
 
 
 class Scale(NamedTuple):
@@ -145,7 +146,8 @@ class Yolo:
         self.shares = {"pruned": counting.macs(small, self.images[:1]) / whole}
         plain, int8 = self.file("dense", self.model), self.file("int8", self.model, rounded=True)
         cut, cut8 = self.file("pruned", small), self.file("pruned-int8", small, rounded=True)
-        found: dict[str, Callable[[bytes], Any]] = {"torch eager fp32": self.eager(threads)}
+        found: dict[str, Callable[[bytes], Any]] = {EAGER_YOLO: self.eager(threads)}
+        found[QUICK_YOLO] = self.eager(threads, quick=True)
         for name, path, precision in (
             ("OpenVINO fp32", plain, "f32"), ("OpenVINO bf16", plain, "bf16"), ("OpenVINO int8", int8, "f32"),
             ("OpenVINO int8, the rest bf16", int8, "bf16"), ("pruned, OpenVINO bf16", cut, "bf16"),
@@ -166,24 +168,25 @@ class Yolo:
             detector.export(merged, path, self.images[:1], dynamic=False, metadata=about)
         return path
 
-    def eager(self, threads: int) -> Callable[[bytes], Any]:
-        """As torch users have it: the model as trained, prepared in NumPy, decoded by torch."""
+    def eager(self, threads: int, *, quick: bool = False) -> Callable[[bytes], Any]:
+        """As torch users have it: the model as trained, prepared in NumPy or by OpenCV, decoded by torch."""
         runner = TorchRunner(self.model, threads=threads, preprocess=self.preprocess)
+        fit = fitting(self.preprocess, quick=quick)
 
         def call(data: bytes) -> Any:
             pixels = load(data)
-            rows = runner.detect(self.preprocess(pixels)[None], Nms())[0]
+            rows = runner.detect(self.preprocess.normalize(fit(pixels))[None], Nms())[0]
             return self.preprocess.place(*pixels.shape[:2]).detections(rows)
 
         return call
 
     def deployed(self, path: Path, precision: str, threads: int) -> Callable[[bytes], Any]:
-        """Normalized in the graph, answers in the runtime's own memory."""
+        """Resized by OpenCV, normalized in the graph, answers in the runtime's own memory."""
         known: dict[str, Any] = {"backend": "openvino", "precision": precision, "threads": threads}
         size = open_session(path, backend="openvino", threads=1).inputs[0].shape[2:]
         sides = (int(size[0] or self.side), int(size[1] or self.side))
         prepare = Preprocess(**{**_fields(self.preprocess), "size": sides})
-        opened = open_pictures(path, preprocess=prepare, **known)
+        opened = open_pictures(path, preprocess=prepare, quick=True, **known)
 
         def call(data: bytes) -> Any:
             pixels = load(data)

@@ -7,6 +7,7 @@ a corner of the picture comes back as that corner, which one shared gain and hal
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,10 +117,15 @@ class Letterbox:
 
 
 def put(
-    image: NDArray[np.uint8], inner: tuple[int, int], placement: Placement, *, color: int = GRAY
+    image: NDArray[np.uint8],
+    inner: tuple[int, int],
+    placement: Placement,
+    *,
+    color: int = GRAY,
+    resize: Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]] = bilinear,
 ) -> NDArray[np.uint8]:
     """The picture resized to `inner` (height, width) at its place in an input of one color."""
-    resized = bilinear(image, *inner)
+    resized = resize(image, *inner)
     if inner == placement.net:
         return resized
     out = np.full((*placement.net, 3), color, np.uint8)

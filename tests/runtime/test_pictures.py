@@ -14,7 +14,7 @@ from PIL import Image
 
 from featherweight.doors import onnx as door
 from featherweight.errors import InputError, OptionError
-from featherweight.runtime.pictures import open_pictures, with_pixels
+from featherweight.runtime.pictures import fitting, open_pictures, with_pixels
 from featherweight.runtime.preprocess import Preprocess
 
 pytest.importorskip("onnxruntime")
@@ -88,6 +88,19 @@ def test_everything_in_the_graph_for_frames_of_one_size(
     assert apart.mean() <= 0.3
     with pytest.raises(InputError, match="made for frames of"):
         opened.run([picture(10, 10)])
+
+
+@pytest.mark.parametrize("frame", [(64, 96), (50, 60), (20, 100), (32, 40), (5, 3)])
+def test_a_quicker_letterbox(tmp_path: Path, frame: tuple[int, int]) -> None:
+    pytest.importorskip("cv2")
+    prepare = Preprocess(size=SIZE, resize="letterbox", **PLAIN)
+    given = picture(*frame)
+    apart = np.abs(fitting(prepare, quick=True)(given).astype(int) - prepare.fit(given))
+    assert apart.max() <= 1 and apart.mean() < 0.05
+    opened = open_pictures(model(tmp_path / "m.onnx", prepare, None), backend="openvino", threads=1, quick=True)
+    np.testing.assert_allclose(opened.run([given])["answer"][0], prepare(given), atol=1.01 * LEVEL)
+    exact = Preprocess(size=SIZE, resize="exact", **PLAIN)
+    assert fitting(exact, quick=True) == exact.fit  # Pillow's filters are Pillow's
 
 
 def test_what_cannot_be_is_said(tmp_path: Path) -> None:
