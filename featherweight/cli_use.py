@@ -39,9 +39,9 @@ def val(
     known = {"batch_size": batch, "device": device, "threads": threads, "limit": limit, "arch": arch, "seed": seed}
     found = verbs.val(model, data, part=part, backend=backend, max_bad=max_bad, **options.given(known))
     screen.say(line("model", f"{shown(model)}: {found['backend']}, {found['dtype']}"))
-    screen.say(line("data", f"{shown(found['data'])}: {part}, {found['n']} images"))
+    screen.say(line("data", f"{shown(found['data'])}: {part}, {found['n']} {found.get('of', 'images')}"))
     screen.answer(found.pop("text") if "text" in found else _accuracy(found))
-    screen.detail(line("speed", f"{found['images_per_s']:.0f} images/s with preparing them"))
+    screen.detail(line("speed", f"{found['images_per_s']:.0f} {found.get('of', 'images')}/s with preparing them"))
     screen.emit({"model": model, **found})
     again = f"featherweight compress {shown(model)} --data {shown(data)} --max-drop 1%"
     screen.next(f"featherweight bench {shown(model)}", again)

@@ -97,7 +97,8 @@ def _runner(model: nn.Module, source: nn.Module | Path, backend: str | None, thr
 
 def evaluate_file(work: Work, path: Path, part: str, backend: str) -> dict[str, Any]:
     """Top-1 of an exported file on a part of the data, or F1 and exact match of its answers."""
-    return _judged(work, _runner(nn.Identity(), path, backend), part)[0]
+    texts = getattr(work.data, part)
+    return judged(_runner(nn.Identity(), path, backend), texts, max_length=work.recipe.text.max_length)[0]
 
 
 def accuracy(
@@ -108,16 +109,18 @@ def accuracy(
     labels = np.zeros(0, np.int64)
     for runtime, model in models.items():
         runner = _runner(stage.model, model, None if isinstance(model, nn.Module) else runtime)
-        found["accuracy"][runtime], found["predictions"][runtime], labels = _judged(work, runner, part)
+        told = judged(runner, getattr(work.data, part), max_length=work.recipe.text.max_length)
+        found["accuracy"][runtime], found["predictions"][runtime], labels = told
         found["dtype"][runtime] = runner.dtype
     return found, labels
 
 
-def _judged(work: Work, runner: TextRunner, part: str) -> tuple[dict[str, Any], list[Any], NDArray[np.int64]]:
-    """Figures; for each text the class that is said, of a question its F1; the labels."""
-    texts, longest = getattr(work.data, part), work.recipe.text.max_length
-    longest = min(longest, runner.tokens.settings.max_length or longest)
-    if work.recipe.task == texting.ASK:
+def judged(
+    runner: TextRunner, texts: Sequence[Any], *, max_length: int, batch_size: int = AT_ONCE
+) -> tuple[dict[str, Any], list[Any], NDArray[np.int64]]:
+    """Figures; for each text the class that is said, of a question its F1; the labels. texts: a part of a `Corpus`."""
+    longest = min(max_length, runner.tokens.settings.max_length or max_length)
+    if runner.task == texting.ASK:
         said = _answers(runner, texts, longest)
         each = [f1(answer, one.answers) for answer, one in zip(said, texts, strict=True)]
         matches = [exact(answer, one.answers) for answer, one in zip(said, texts, strict=True)]
@@ -126,8 +129,9 @@ def _judged(work: Work, runner: TextRunner, part: str) -> tuple[dict[str, Any], 
         known = {"exact": float(np.mean(matches)), "interval": interval, "n": len(each), "of": "questions"}
         return {"f1": mean, **known}, each, np.zeros(0, np.int64)
     rows = [runner.tokens.encode(text, max_length=longest)[0] for text, _ in texts]
-    parts = [runner.run(runner.tokens.batch(rows[i : i + AT_ONCE]))["logits"] for i in range(0, len(rows), AT_ONCE)]
-    logits, labels = np.concatenate(parts), np.array([label for _, label in texts], np.int64)
+    some = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    logits = np.concatenate([runner.run(runner.tokens.batch(one))["logits"] for one in some])
+    labels = np.array([label for _, label in texts], np.int64)
     return {**scores(logits, labels), "of": "texts"}, logits.argmax(1).tolist(), labels
 
 

@@ -12,7 +12,7 @@ import pytest
 import tiny_text
 import torch
 
-from featherweight import artifact, pipeline, recipe, runs, texting
+from featherweight import artifact, pipeline, recipe, runs, texting, verbs
 from featherweight.data import corpus
 from featherweight.data.text import Asked
 from featherweight.errors import FeatherweightError, InputError, OptionError
@@ -74,6 +74,7 @@ def written(tmp_path: Path, steps: list[Any], **more: Any) -> dict[str, Any]:
     return {**known, "train": train, "output": str(tmp_path / "runs"), "threads": 1, "steps": steps, **more}
 
 
+@pytest.mark.slow
 def test_sentences_are_trained_made_small_and_reported(tmp_path: Path) -> None:
     steps = [
         "teacher", "baseline", {"tinybert": {"epochs": 1}}, "vocabulary", {"prune": {"mlp": 0.5, "heads": 0.5}},
@@ -113,6 +114,9 @@ def test_questions_are_trained_and_judged_by_f1(tmp_path: Path) -> None:
     pipe = pipeline("question-answering", done.folder / "export" / "model.onnx")
     one = done.data.test[0]
     assert pipe(question=one.question, context=one.context)["answer"] in one.context
+    measured = rows[-1]["accuracy"]["onnxruntime"]
+    found = verbs.val(done.folder / "export" / "model.onnx", done.data, part="test", threads=1)
+    assert found["f1"] == pytest.approx(measured["f1"]) and found["n"] == measured["n"] and "F1" in found["text"]
     assert "F1 %" in (done.folder / "report.md").read_text()
 
 
@@ -225,6 +229,9 @@ def test_train_text_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     words = ["train", "text", str(encoder), "--data", str(data), "--epochs", "1", "--project", str(tmp_path / "runs")]
     assert main([*words, "--name", "new", "--set", "steps=[train]", "--set", "threads=1"]) == 0
     assert pipeline("sentiment-analysis", tmp_path / "runs/new/model")("the new river")[0]["label"] in ("bad", "good")
-    capsys.readouterr()
+    told = verbs.val(tmp_path / "runs/new/model", data, part="train", threads=1)
+    assert told["n"] == 54 and told["of"] == "texts" and told["top1"] == told["correct"] / told["n"]
+    assert main(["val", str(tmp_path / "runs/new/model"), "--data", str(data)]) == 0
+    assert "20 texts" in capsys.readouterr().out
     assert main([*words[:5], "--teacher", str(encoder), "--distill", "token"]) == 2
     assert "of pictures" in capsys.readouterr().err

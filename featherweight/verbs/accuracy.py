@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from featherweight import sources
 from featherweight.errors import OptionError, closest, shown
 from featherweight.runners import Runner, open_runner
-from featherweight.verbs import accuracy_detection
+from featherweight.runners_text import open_text
+from featherweight.verbs import accuracy_detection, accuracy_text
 
 if TYPE_CHECKING:
     from featherweight.data import Data, Images
@@ -39,8 +40,9 @@ def val(
 ) -> dict[str, Any]:
     """Accuracy of a model on a part of a data set: top1, top5, n, correct, the 95 % interval of top1, how it was run.
 
-    Of a detector COCO's twelve numbers, see `accuracy_detection.val`, which `detection` goes to. limit: that many
-    pictures, evenly spaced. seed: of a built-in data set. OptionError where classes do not match.
+    Of a text model see `accuracy_text.val`; of a detector COCO's twelve numbers, see `accuracy_detection.val`, which
+    `detection` goes to. limit: that many pictures, evenly spaced. seed: of a built-in data set, or of a split.
+    OptionError where classes do not match.
     """
     from featherweight.data import load
     from featherweight.tasks.classification import scores
@@ -50,6 +52,10 @@ def val(
     for name, value in {"batch_size": batch_size, "limit": limit}.items():
         if value is not None and value < 1:
             raise OptionError(name, f"must be 1 or more, not {value!r}")
+    reader = None if arch else open_text(model, backend=backend, threads=threads, device=device)
+    if reader is not None:
+        texts: dict[str, Any] = {"part": part, "batch_size": batch_size, "limit": limit, "seed": seed}
+        return accuracy_text.val(reader, data, **texts)  # type: ignore[arg-type]
     source = sources.find(model, backend=backend, arch=arch) if isinstance(model, (str, os.PathLike)) else model
     runner = open_runner(source, backend=backend, threads=threads, device=device)
     if runner.task == accuracy_detection.TASK:
