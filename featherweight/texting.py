@@ -108,6 +108,8 @@ def start(spec: ModelSpec, work: Work) -> nn.Module:
     if given is not None:
         model = copy.deepcopy(given)
     elif artifact.is_artifact(spec.name):
+        if spec.reset_head:
+            raise OptionError("reset_head", "is for folders of the transformers library; one of ours keeps its head")
         model = artifact.load(spec.name)
     else:
         model = _of_transformers(Path(spec.name), spec, work)

@@ -143,6 +143,9 @@ def _detection(recipe: Recipe, path: str | Path) -> None:
         if recipe.task in TEXT_TASKS and step.name not in TEXT_STEPS:
             text = f"a text model cannot have it; known with this task: {', '.join(TEXT_STEPS)}"
             raise InputError(path, "unknown_name", f"steps[{number}].{step.name}: {text}")
+        if recipe.task in TEXT_TASKS and step.name == "distill" and step.options.get("how") != "logits":
+            text = "how: a distillation token is of models of pictures; say how: logits, and distance: soft"
+            raise InputError(path, "out_of_range", f"steps[{number}].distill.{text}")
         if recipe.task not in TEXT_TASKS and step.name in ("vocabulary", "power_bert", "share_embeddings"):
             text = f"goes with `task: {' or '.join(TEXT_TASKS)}`"
             raise InputError(path, "unknown_name", f"steps[{number}].{step.name}: {text}")

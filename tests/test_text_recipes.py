@@ -149,12 +149,14 @@ def test_compress_takes_a_folder_of_transformers(tmp_path: Path) -> None:
         ({"model": "vit_digits"}, "no folder of a text model"),
         ({"data": {"source": "x", "no": 1}}, "no"),
         ({"text": {"max_length": 2}}, "8"),
+        ({"steps": ["load", "teacher", "distill"]}, "how: logits"),
         ({"task": "text-clasification"}, "did you mean"),
     ],
 )
 def test_a_recipe_that_cannot_work_is_refused(tmp_path: Path, change: dict[str, Any], match: str) -> None:
     (tmp_path / "config.json").write_text("{}")
-    plan = {"task": "text-classification", "model": str(tmp_path), "data": "x.tsv", "steps": ["train"], **change}
+    plan = {"task": "text-classification", "model": str(tmp_path), "data": "x.tsv", "steps": ["train"]}
+    plan |= {"teacher": str(tmp_path), **change}
     with pytest.raises(InputError, match=match):
         recipe.parse(plan, "test")
 
