@@ -30,7 +30,7 @@ from .int8 import Quantizer
 from .observers import mse, named
 from .quantize import observe
 from .rounding import levels_of, to_codes
-from .rounding_layers import SMALLEST_STEP, InputRounding, Rounded, Settled, rounding_of
+from .rounding_layers import InputRounding, Rounded, Settled, rounding_of
 from .stored import StoredConv2d, StoredLinear
 
 ACTIVATIONS = {8: 256, 4: 16}
@@ -157,7 +157,7 @@ class QAT(Method):
             made: Any = submodule(new, path)
             _set_weight(made, layer, submodule(host, path).weight, submodule(plain, path).weight)
             if isinstance(layer.input, InputRounding):
-                made.input.set(float(layer.input.step.clamp(min=SMALLEST_STEP)), round(float(layer.input.zero)))
+                made.input.set(float(layer.input.step.value()), round(float(layer.input.zero)))
             output = getattr(made, "output", None)
             if isinstance(output, Quantizer):
                 output.set_range(choose(outputs[path][1]))

@@ -16,6 +16,37 @@ from .int8 import scale_of
 from .rounding import binary_step, levels_of, nearest, rounded, ternary_codes, ternary_step, to_codes, to_values, widest
 
 SMALLEST_STEP = 1e-8
+LEAST = 1e-3  # of the step where it began: what a learned step does not go below
+
+
+class Step(nn.Module):
+    """Steps (rows,) or one (), which are learned, if they are, as multiples of where they began.
+
+    Adam's updates have the size of the rate whatever the gradient's; of a step of a thousandth, as 8 bits have it, one
+    would be as large as the step itself. The gradient is scaled as if the step were what is learned, divided by
+    sqrt(count * largest code) as LSQ balances it with the weights', so that plain SGD moves it as in the paper.
+    """
+
+    start: Tensor
+    multiple: Tensor
+
+    def __init__(self, start: Tensor, *, learned: bool) -> None:
+        super().__init__()
+        self.register_buffer("start", start.clamp(min=SMALLEST_STEP))
+        if learned:
+            self.multiple = nn.Parameter(torch.ones_like(start))
+        else:
+            self.register_buffer("multiple", torch.ones_like(start))
+
+    def value(self) -> Tensor:
+        """The steps as they are."""
+        return self.start * self.multiple.detach().clamp(min=LEAST)
+
+    def forward(self, count: int, largest: float) -> Tensor:
+        """The steps, for values of which one step has `count`, with codes up to `largest`."""
+        multiple = self.multiple.clamp(min=LEAST)
+        factor = (count * largest) ** -0.5 / self.start.square()
+        return self.start * (multiple.detach() + (multiple - multiple.detach()) * factor)
 
 
 class WeightRounding(nn.Module):
@@ -25,17 +56,18 @@ class WeightRounding(nn.Module):
         super().__init__()
         self.levels = levels
         start = nearest(weight.detach().flatten(1), levels).squeeze(1)
-        self.step = nn.Parameter(start) if learned else None
+        self.step = Step(start, learned=True) if learned else None
 
     def steps(self, rows: Tensor) -> Tensor:
         """(rows, 1)"""
-        return widest(rows, self.levels) if self.step is None else self.step.clamp(min=SMALLEST_STEP)[:, None]
+        return widest(rows, self.levels) if self.step is None else self.step.value()[:, None]
 
     def forward(self, weight: Tensor) -> Tensor:
         rows = weight.flatten(1)
-        step = self.steps(rows.detach())
-        if self.step is not None:
-            step = slowed(step, rows.shape[1], (self.levels - 1) / 2)
+        if self.step is None:
+            step = self.steps(rows.detach())
+        else:
+            step = self.step(rows.shape[1], (self.levels - 1) / 2)[:, None]
         return rounded(rows, step, self.levels).reshape(weight.shape)
 
     @torch.no_grad()
@@ -92,9 +124,8 @@ def rounding_of(weight: Tensor, grid: str, *, learned: bool) -> nn.Module:
 
 
 class InputRounding(nn.Module):
-    """Rounds activations to levels from a fixed zero point; the step is a parameter if `learned`, else a buffer."""
+    """Rounds activations to levels from a fixed zero point, with a step that is learned or stays."""
 
-    step: Tensor
     zero: Tensor
 
     def __init__(self, limits: tuple[float, float], levels: int, *, learned: bool) -> None:
@@ -102,22 +133,10 @@ class InputRounding(nn.Module):
         scale, zero = scale_of(limits, levels)
         self.levels = levels
         self.register_buffer("zero", torch.tensor(float(zero)))
-        if learned:
-            self.step = nn.Parameter(torch.tensor(scale))
-        else:
-            self.register_buffer("step", torch.tensor(scale))
+        self.step = Step(torch.tensor(scale), learned=learned)
 
     def forward(self, x: Tensor) -> Tensor:
-        step = self.step.clamp(min=SMALLEST_STEP)
-        if isinstance(self.step, nn.Parameter):
-            step = slowed(step, x[0].numel(), self.levels - 1)
-        return rounded(x, step, self.levels, self.zero)
-
-
-def slowed(step: Tensor, count: int, largest: float) -> Tensor:
-    """The step with its gradient divided by sqrt(count * largest code), as LSQ balances it with the weights'."""
-    factor = (count * largest) ** -0.5
-    return step.detach() + (step - step.detach()) * factor
+        return rounded(x, self.step(x[0].numel(), self.levels - 1), self.levels, self.zero)
 
 
 class Rounded(nn.Module):

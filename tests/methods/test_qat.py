@@ -18,7 +18,7 @@ from featherweight.methods.binary import Binary, BinaryInputs, polynomial_sign, 
 from featherweight.methods.int8 import QuantConv2d, QuantLinear
 from featherweight.methods.mixed_precision import choose, mixed_precision, sensitivity
 from featherweight.methods.qat import QAT
-from featherweight.methods.rounding_layers import Rounded, Settled
+from featherweight.methods.rounding_layers import Rounded, Settled, Step
 from featherweight.methods.stored import StoredConv2d, StoredLinear
 from featherweight.methods.weight_only import weight_only
 from featherweight.optim import adamw
@@ -109,6 +109,19 @@ def test_what_is_deployed_answers_as_what_was_trained(
         assert type(new.get_submodule("head")) is QuantLinear
 
 
+def test_adam_moves_a_step_by_a_share_of_it_and_sgd_as_the_paper() -> None:
+    """Of steps far apart in size: Adam's updates know no scale, SGD's are those of LSQ's own parameter."""
+    steps = torch.tensor([1e-4, 1.0])
+    for make in (torch.optim.Adam, torch.optim.SGD):
+        learned = Step(steps, learned=True)
+        optimizer = make(learned.parameters(), lr=1e-2)
+        (learned(9, 4.0) * torch.tensor([3e-6, 0.3])).sum().backward()  # the gradient that LSQ divides by sqrt(9 * 4)
+        optimizer.step()
+        moved = steps - learned.value()
+        wanted = 1e-2 * steps if make is torch.optim.Adam else 1e-2 * torch.tensor([3e-6, 0.3]) / 6
+        torch.testing.assert_close(moved, wanted, rtol=1e-2, atol=1e-9)
+
+
 @pytest.mark.parametrize("learned", [True, False])
 def test_training_with_two_bits_learns_what_rounding_alone_loses(learned: bool, trained: nn.Module) -> None:
     rounded = weight_only(trained, weights="int2", ends=None)
@@ -123,15 +136,15 @@ def test_learned_steps_move_and_norms_settle(trained: nn.Module) -> None:
     method = QAT(TASK, batches(), weights="int4", freeze_at=0.5)
     model = method.prepare(trained).train()
     layer: Any = all_of(model, Rounded)["conv2"]
-    before = layer.rounding.step.detach().clone(), layer.input.step.detach().clone()
+    before = layer.rounding.step.value(), layer.input.step.value()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for progress, batch in zip((0.2, 0.8), batches(2), strict=True):
         nn.functional.cross_entropy(model(batch["image"]), batch["label"]).backward()
         optimizer.step()
         method.after_step(model, progress)
         assert all(bool(norm.settled) == (progress > 0.5) for norm in all_of(model, Settled).values())
-    assert not torch.equal(layer.rounding.step, before[0])
-    assert not torch.equal(layer.input.step, before[1])
+    assert not torch.equal(layer.rounding.step.value(), before[0])
+    assert not torch.equal(layer.input.step.value(), before[1])
     mean = model.get_submodule("bn1").norm.running_mean.clone()
     model.train()
     model(batches(1)[0]["image"])
