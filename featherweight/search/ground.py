@@ -33,7 +33,7 @@ from featherweight.search.domain import other_domain
 from featherweight.search.forecast import Forecast, Rates, calibrated
 from featherweight.search.limits import COSTS, Limits, words
 from featherweight.search.points import Ground, Tell, numbers, prepared, probabilities
-from featherweight.search.space import Knob, Space, space_of
+from featherweight.search.space import Knob, Space, checked, space_of
 from featherweight.search.study import Study
 from featherweight.search.worker import rungs_of
 from featherweight.tasks.classification import scores
@@ -127,7 +127,7 @@ def restored(
     plan: Mapping[str, Any], data: Data | None, given: Mapping[str, nn.Module], pre: Preprocess | None, tell: Tell
 ) -> Ground:
     """The ground as `prepare` left it."""
-    base = recipes.parse(plan["base"], "plan.json")
+    base = checked(plan["base"], "plan.json")
     folder = Path(plan["folder"])
     work, loaded = _began(base, folder, data, given, pre, tell)
     request = Request(base, Limits(**plan["limits"]), plan["runtime"], 0.0, unlabeled=plan["unlabeled"],

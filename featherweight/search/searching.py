@@ -218,7 +218,7 @@ def _as_written(ground: Ground, tell: Tell) -> Found | None:
 def beginnings(ground: Ground, asked: Limits) -> list[dict[str, Any]]:
     """The first points: 8 bits alone, the recipe's own, then the mildest that the forecast lets pass.
 
-    That of the recipe's own steps, of all, and of each knob. Where no cost is limited they are a mild, a middle and a
+    That of the recipe's own steps, of all knobs, and of each of those steps. Where no cost is limited they are a mild, a middle and a
     strong one of the recipe's own steps and of all.
     """
     space = ground.space
@@ -227,7 +227,7 @@ def beginnings(ground: Ground, asked: Limits) -> list[dict[str, Any]]:
     found = [space.point(**few), space.point(**few, **_own(space))]
     free = [knob for knob in space.knobs if knob.step not in ("bits", "student", "train")]
     own = [knob for knob in free if knob.step in (space.given or USUAL)]
-    for group in (own, free, *([knob] for knob in free)) if asked.bounded else ():
+    for group in (own, free, *([knob] for knob in own if len(own) > 1)) if asked.bounded else ():
         low, high = 0, LEVELS  # the mildest level that passes lies above low, at high or below
         while high - low > 1:
             level = (low + high) // 2

@@ -19,12 +19,15 @@ from typing import Any
 import torch
 
 from featherweight import recipe as recipes
+from featherweight.binding import bind
 from featherweight.composition import outline_of
 from featherweight.errors import FeatherweightError, OptionError
 from featherweight.explain import Outline
 from featherweight.models import zoo
+from featherweight.runs import GIVEN
 from featherweight.runtime.preprocess import Preprocess
 from featherweight.search.students import students_of
+from featherweight.surgery import replaying
 
 Point = Mapping[str, Any]
 Steps = list[dict[str, dict[str, Any]]]
@@ -152,7 +155,7 @@ class Space:
             family = str(config.pop("family"))
             raw |= {"teacher": raw["model"], "model": {"name": family, "config": config}}
         raw["steps"] = [*raw["steps"], *self.steps(point, images)]
-        return recipes.parse(raw, f"point {name}")
+        return checked(raw, f"point {name}")
 
     def outline(self, start: Outline, point: Point) -> Outline:
         """The structure the point has, without training: raises what its steps raise."""
@@ -171,6 +174,14 @@ class Space:
         return ", ".join(said) or "as it is"
 
 
+def checked(raw: Mapping[str, Any], name: str) -> recipes.Recipe:
+    """A recipe from plain data, also one of a module that was given, which no file can name."""
+    if (raw.get("model") or {}).get("name") != GIVEN:
+        return recipes.parse(raw, name)
+    plan = recipes.parse({key: value for key, value in raw.items() if key != "model"}, name, partial=True)
+    return replace(plan, model=bind(recipes.ModelSpec, raw["model"], "model", name))
+
+
 def key_of(point: Point) -> str:
     """A short name for a point, the same wherever it is asked for."""
     return hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:10]
@@ -182,7 +193,8 @@ def outlined(start: Outline, steps: Steps) -> Outline:
         ((name, options),) = step.items()
         change = outline_of(name)
         if change is not None:
-            with torch.no_grad():
+            numbers = replaying() if name == "lowrank" else contextlib.nullcontext()  # its factors take seconds
+            with torch.no_grad(), numbers:
                 start = change(start, {**recipes.defaults(name), **options})
     return start
 
@@ -218,6 +230,7 @@ def space_of(
     if any(knob.step == "prune" for knob in knobs):  # whose neurons and heads are the channels of a transformer
         knobs = [knob for knob in knobs if knob.step != "prune_channels"]
     plain = [step.name for step in prefix] == ["load"] and base.teacher is None
+    plain = plain and base.model is not None and base.model.name != GIVEN
     students = students_of(start, preprocess) if plain and full >= images else {}
     if students:
         knobs.insert(0, Knob("student", "student", "config", ("as it is", *students), {}))

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 import subprocess
 import sys
 import time
@@ -20,6 +22,9 @@ from featherweight.search.points import Ground, Tell, counted, measured
 from featherweight.search.study import ETA, Job, Study
 
 EXPLORE = 0.65  # share of the time for new points; the rest is for the longest training of the best
+FAILED = 12  # points that came to nothing, with none that was measured: the search gives up
+MISSED = 5  # hopeless points in a row, after which one is made that is not
+STRONGER = 4  # of what a knob has left, in a step towards a point that is not hopeless
 OVERHEAD_SECONDS = 6.0  # of a point beside its training, before one was done
 CANNOT = (FeatherweightError, LookupError, TypeError, ValueError, RuntimeError)
 
@@ -56,7 +61,7 @@ class Clock:
 
 def work(ground: Ground, study: Study, limits: Limits, clock: Clock, tell: Tell, *, points: int | None = None) -> int:
     """Carry out points until the time is up, `points` were measured or none is left; how many were measured."""
-    count = 0
+    count, missed = 0, 0
     while points is None or count < points:
         results = study.results()
         if clock.takes(0, results) > clock.left:
@@ -64,11 +69,35 @@ def work(ground: Ground, study: Study, limits: Limits, clock: Clock, tell: Tell,
         if clock.left < (1 - EXPLORE) * clock.seconds and results and clock.finishing(results) is None:
             break
         ground.forecast.learn(results)
+        if not results and len(study.failures()) >= FAILED:
+            break
+        if missed >= MISSED:
+            study.enqueue(within(ground, limits, seed=len(study.hopeless())))
+            missed = 0
         job = study.next(ground.about, finishing=clock.finishing(results))
         if job is None:
             break
-        count += _carry_out(ground, study, limits, clock, job, tell)
+        done = _carry_out(ground, study, limits, clock, job, tell)
+        count, missed = count + done, 0 if done else missed + 1
     return count
+
+
+def within(ground: Ground, limits: Limits, *, seed: int) -> dict[str, Any]:
+    """A point drawn at random, and made stronger in all its knobs until the forecast lets it pass."""
+    drawn, knobs = random.Random(seed), ground.space.knobs
+    places = {knob.name: drawn.randrange(len(knob.choices)) for knob in knobs}
+    free = [knob for knob in knobs if knob.step not in ("student", "bits", "train")]
+    point: dict[str, Any] = {}
+    for _ in range(max(len(knob.choices) for knob in knobs)):
+        point = {knob.name: knob.choices[places[knob.name]] for knob in knobs}
+        try:
+            if not limits.excess(counted(ground, point)):
+                break
+        except CANNOT:
+            pass
+        for knob in free:
+            places[knob.name] += math.ceil((len(knob.choices) - 1 - places[knob.name]) / STRONGER)
+    return point
 
 
 def _carry_out(ground: Ground, study: Study, limits: Limits, clock: Clock, job: Job, tell: Tell) -> bool:
