@@ -218,8 +218,8 @@ def _as_written(ground: Ground, tell: Tell) -> Found | None:
 def beginnings(ground: Ground, asked: Limits) -> list[dict[str, Any]]:
     """The first points: 8 bits alone, the recipe's own, then the mildest that the forecast lets pass.
 
-    That of the recipe's own steps, of all knobs, and of each of those steps. Where no cost is limited they are a mild, a middle and a
-    strong one of the recipe's own steps and of all.
+    That of the recipe's own steps, of all knobs, and of each of those steps. Where no cost is limited they are a mild,
+    a middle and a strong one of the recipe's own steps and of all.
     """
     space = ground.space
     bits = next((knob for knob in space.knobs if knob.step == "bits"), None)
