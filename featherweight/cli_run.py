@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from featherweight import __version__
 from featherweight import cli_options as options
 from featherweight.console import current, line
+from featherweight.doors import yaml
 from featherweight.errors import CheckFailed, InputError, OptionError, closest, shown
 from featherweight.files import pointed
 
@@ -21,6 +22,11 @@ TASKS = {
     "image-classification": "image-classification", "detect": "object-detection", "detection": "object-detection",
     "object-detection": "object-detection",
 }  # fmt: skip
+PREDICT = "predict {} --source PICTURE --show-tokens"
+ASKED = {
+    "text-classification": "ask {} --text TEXT",
+    "question-answering": "ask {} --question QUESTION --context FILE",
+}
 
 
 def demo(
@@ -189,11 +195,16 @@ def _finished(work: Callable[[], Any], folder: Path, *, demo: bool = False) -> i
     return 0
 
 
+def _task_of(folder: Path) -> str:
+    """What the model of a run is for."""
+    return str(yaml.read(folder / "config.yaml").get("task", ""))
+
+
 def _next(folder: Path, demo: bool) -> None:
     """What can be done with what is there."""
     place = shown(folder)
     if (folder / "export" / "model.onnx").exists():
-        steps = [f"featherweight predict {place} --source PICTURE --show-tokens"]
+        steps = [f"featherweight {ASKED.get(_task_of(folder), PREDICT).format(place)}"]
         steps.append(f"featherweight bench {place} --backend all")
     elif (folder / "model").is_dir():
         steps = [f"featherweight val {place} --data YOUR_DATA", f"featherweight export {place} --format onnx,openvino"]

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 CLASSIFY, ASK = TASKS
 STEPS = (
     "teacher", "baseline", "load", "train", "distill", "tinybert", "minilm", "prune", "drop", "lowrank", "vocabulary",
-    "power_bert", "star_attention", "quantize", "quantize_dynamic", "quantize_weights", "share", "share_embeddings", "code",
-    "export", "measure", "report",
+    "power_bert", "star_attention", "quantize", "quantize_dynamic", "quantize_weights", "share", "share_embeddings",
+    "code", "export", "measure", "report",
 )  # fmt: skip
 USUAL = {"epochs": 3, "lr": 5e-5, "weight_decay": 0.01, "warmup": 0.1}  # Devlin et al. 2018, appendix A.3
 
