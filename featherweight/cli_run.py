@@ -13,7 +13,6 @@ from cyclopts import Parameter
 from featherweight import __version__
 from featherweight import cli_options as options
 from featherweight.console import current, line
-from featherweight.doors import yaml
 from featherweight.errors import CheckFailed, InputError, OptionError, closest, shown
 from featherweight.files import pointed
 
@@ -197,6 +196,8 @@ def _finished(work: Callable[[], Any], folder: Path, *, demo: bool = False) -> i
 
 def _task_of(folder: Path) -> str:
     """What the model of a run is for."""
+    from featherweight.doors import yaml
+
     return str(yaml.read(folder / "config.yaml").get("task", ""))
 
 
