@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from featherweight import counting
-from featherweight.export import detector, nncf, onnx
+from featherweight.export import detector, nncf, onnx, openvino
 from featherweight.export.check import describe
 from featherweight.methods import dynamicvit, prune
 from featherweight.methods.channels import prune_channels
@@ -166,7 +166,8 @@ class Yolo:
             merged = quantized(merged, self.images) if rounded else merged
             about = describe(task="object-detection", preprocess=self.preprocess)
             detector.export(merged, path, self.images[:1], dynamic=False, metadata=about)
-        return path
+            openvino.convert(path, path.with_suffix(".xml"))
+        return path.with_suffix(".xml")
 
     def eager(self, threads: int, *, quick: bool = False) -> Callable[[bytes], Any]:
         """As torch users have it: the model as trained, prepared in NumPy or by OpenCV, decoded by torch."""

@@ -27,6 +27,7 @@ from featherweight.runtime.session import Session, open_session, silence
 from featherweight.runtime.tokens import METADATA, Tokens
 
 NAME = "openvino_model.xml"  # the name optimum-intel looks for
+ACTIVATIONS = ("PRelu",)  # those it fuses with a convolution where no rounding stands between; leaky ReLU is one
 
 
 def export(
@@ -126,6 +127,7 @@ def convert(onnx_file: str | Path, path: Path, *, half: bool = False) -> None:
     model = openvino.Core().read_model(data, b"")
     metadata = _metadata(model)
     _merge_rounding(model)
+    _free_activations(model)
     for number, op in enumerate(model.get_ordered_ops()):
         if re.search(r"_\d+$", op.get_friendly_name()):  # numbered by a counter of the process
             op.set_friendly_name(f"{op.get_type_name()}_{number}")
@@ -143,6 +145,28 @@ def _merge_rounding(model: Any) -> None:
     except ImportError:  # what OpenVINO's own converter calls; without it the file is larger, and computes the same
         return
     apply_moc_transformations(model, cf=False)
+
+
+def _free_activations(model: Any) -> None:
+    """Take out the rounding between a convolution and its activation, which keeps OpenVINO from computing them as one.
+
+    ONNX Runtime needs it, as its activation works on integers. What the activation gives is rounded where the next
+    layer takes it in. yolov7_tiny in 8 bits: docs/device.md.
+    """
+    for op in model.get_ordered_ops():
+        if op.get_type_name() != "FakeQuantize" or not _convolved(op.input_value(0).get_node()):
+            continue
+        readers = list(op.output(0).get_target_inputs())
+        if readers and all(reader.get_node().get_type_name() in ACTIVATIONS for reader in readers):
+            for reader in readers:
+                reader.replace_source_output(op.input_value(0))
+
+
+def _convolved(node: Any) -> bool:
+    """Whether this is a convolution, or one with its bias."""
+    if node.get_type_name() == "Add":
+        node = node.input_value(0).get_node()
+    return node.get_type_name() in ("Convolution", "GroupConvolution")
 
 
 def _metadata(model: Any) -> dict[str, str]:

@@ -87,6 +87,22 @@ def test_int8_stays_int8(vit: nn.Module, tmp_path: Path) -> None:
     assert sum(kind in ("u8", "i8") for kind in ran) >= 8, "qkv, proj, fc1 and fc2 of two blocks, in integers"
 
 
+def test_a_leaky_activation_is_computed_with_its_convolution(tmp_path: Path) -> None:
+    """The rounding that ONNX Runtime needs between them is in the .onnx file, and not in OpenVINO's."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3, 2), nn.LeakyReLU(0.1), nn.Conv2d(8, 8, 3), nn.LeakyReLU(0.1), nn.Conv2d(8, 4, 3))
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(36, 5)).eval()
+    small = quantize(model, batches(8), TASK)
+    source = to_onnx.export(small, batches()[0]["image"][:2], tmp_path / "q.onnx", batches=batches()).path
+    done = to_openvino.export(source, tmp_path / "q.xml", model=small, batches=batches())
+    assert done.parity.dtype == "int8"
+    found = []
+    for path in (source, done.path):
+        ops = [op for op in openvino.Core().read_model(path).get_ops() if op.get_type_name() == "PRelu"]
+        found.append([op.input_value(0).get_node().get_type_name() in ("Add", "Convolution") for op in ops])
+    assert found == [[False, False], [True, True]]
+
+
 def test_another_models_file_fails_and_leaves_nothing(vit: nn.Module, file: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     other = VisionTransformer(vit.config).eval()  # type: ignore[arg-type]

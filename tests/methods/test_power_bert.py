@@ -86,6 +86,7 @@ def ceil_of(count: int, share: float) -> int:
     return int(ceil_share(count, Fraction(share).limit_denominator(1000)))
 
 
+@pytest.mark.slow
 def test_saved_loaded_and_exported(tmp_path: Path) -> None:
     small = narrowing(model(), keep=KEEP)
     wanted = scores(pipeline(model=small)(TEXTS, top_k=None, batch_size=4))
