@@ -102,7 +102,8 @@ class Bench:
             about = {"macs": yolo.shares, "picture": list(yolo.pictures[0].shape[:2]), "side": yolo.side}
             return {**self.raced(runs, models.EAGER_YOLO, models.QUICK_YOLO), **about}
 
-        yield "yolo end to end" + (f" with {' '.join(self.options.also)}" if self.options.also else ""), measured
+        others = " ".join(pair.partition("=")[0] for pair in self.options.also)
+        yield "yolo end to end" + (f" with {others}" if others else ""), measured
 
     def start(self) -> Iterator[Row]:
         for backend, warm in (("onnxruntime", False), ("openvino", False), ("onnxruntime", True), ("openvino", True)):
@@ -170,7 +171,8 @@ class Bench:
 
             def measured(backend: str = backend) -> dict[str, Any]:
                 yolo = self.yolo_models()
-                opened = open_session(yolo.file("dense", yolo.model), backend=backend, threads=self.options.threads)
+                path = yolo.file("dense", yolo.model).with_suffix(".xml" if backend == "openvino" else ".onnx")
+                opened = open_session(path, backend=backend, threads=self.options.threads)
                 feed = {opened.inputs[0].name: yolo.images[:1].numpy()}
                 copied = {opened.inputs[0].name: yolo.images[:1].numpy()}
                 return self.raced(
