@@ -163,13 +163,13 @@ def run(study: Study) -> None:
     same, _ = trimmed(teacher, whole, texts=study.texts)  # reads the same batches as the student
     after = [Distill(teacher=same, alpha=0.7)]
     pruned = study.trained("pruned", lambda: prune(small, mlp=0.5, heads=1 / 3), tokens=tokens, methods=after)
-    if not artifact.is_artifact(study.folder / "int8"):
-        calibration = list(study.batches(tokens, 8, shuffle=True, limit=256).epoch(0))[:16]
-        coded = share(quantize(pruned, calibration, study.task), bits=8)
-        artifact.save(pretrained.with_tokens(coded, tokens), study.folder / "int8")
-    last = artifact.load(study.folder / "int8")
+    for step, model in {"student int8": small, "int8": pruned}.items():
+        if not artifact.is_artifact(study.folder / step):
+            calibration = list(study.batches(tokens, 8, shuffle=True, limit=256).epoch(0))[:16]
+            coded = share(quantize(model, calibration, study.task), bits=8)
+            artifact.save(pretrained.with_tokens(coded, tokens), study.folder / step)
     compared = study.texts[:64] if study.name == "sst2" else [(one.question, one.context) for one in study.test[:32]]
-    files = {"pruned": pruned, "int8": last}
+    files = {"pruned": pruned, **{step: artifact.load(study.folder / step) for step in ("student int8", "int8")}}
     place = study.folder / "export"
     least = None if study.name == "sst2" else 0.5  # of many places some are nearly as likely; the score is what counts
     for step, model in files.items():
@@ -184,7 +184,7 @@ def run(study: Study) -> None:
 def report(study: Study, models: dict[str, nn.Module], place: Path) -> None:
     """Score, bytes and latency of each form; latencies in turns, on one thread, of single real inputs."""
     forms: dict[str, Any] = {f"{name}, torch": model for name, model in models.items()}
-    for step in ("pruned", "int8"):
+    for step in ("pruned", "student int8", "int8"):
         forms[f"{step}, ONNX Runtime"] = place / step / "model.onnx"
         forms[f"{step}, OpenVINO"] = place / step / "openvino_model.xml"
     pipes = {name: pipeline(None, source, threads=1) for name, source in forms.items()}
