@@ -364,12 +364,12 @@ def test_8_bits_are_near_the_float_model(name: str) -> None:
 
 # An exported file agrees ----------------------------------------------------------------------------------------------
 def exports() -> Iterator[Any]:
-    """Every change on every family; by default on the first two that have it, as an export takes seconds."""
+    """Every change on every family; by default on the first that has it, as an export takes seconds."""
     seen: dict[str, int] = {}
     for change, name in CASES:
         if change != "prune by taylor":
             seen[change] = seen.get(change, 0) + 1
-            yield pytest.param(change, name, marks=[pytest.mark.slow] if seen[change] > 2 else [])
+            yield pytest.param(change, name, marks=[pytest.mark.slow] if seen[change] > 1 else [])
 
 
 @pytest.mark.parametrize(("change", "name"), list(exports()))
