@@ -78,14 +78,8 @@ def bench(
     rows: list[dict[str, Any]] = []
     if models:
         known: dict[str, Any] = {"batch": sizes, "threads": counts, "backend": wanted, "precision": rough, "mode": mode}
-        known |= {
-            "against": against,
-            "fixed": fixed,
-            "repeats": repeats,
-            "budget_s": budget_s,
-            "start": start,
-            "roofline": peaks,
-        }
+        known |= {"against": against, "fixed": fixed, "repeats": repeats, "budget_s": budget_s}
+        known |= {"start": start, "roofline": peaks}
         rows = verbs.bench(list(models), **known, **given)
         _shown(rows)
     if layers:

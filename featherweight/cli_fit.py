@@ -40,7 +40,7 @@ def fit(
     ] = None,
     images: Annotated[int | None, Parameter(help="training pictures of the best; by the time unless given")] = None,
     points: Annotated[int | None, Parameter(help="stop after so many trainings")] = None,
-    weights: Annotated[str | None, Parameter(help="a weights file for the named model, or shipped")] = None,
+    weights: options.WeightsFile = None,
     reset_head: options.ResetHead = False,
     arch: options.Arch = None,
     max_bad: options.Skipped = None,

@@ -48,6 +48,7 @@ Limit = Annotated[int | None, Parameter(help="use that many pictures, evenly spa
 Pictures = Annotated[
     list[str], Parameter(name=("--source", "-s"), negative=(), help="a picture, a folder of pictures, or - for stdin")
 ]
+WeightsFile = Annotated[str | None, Parameter(help="a weights file for the named model, or shipped")]
 ResetHead = Annotated[bool, Parameter(help="a new classifier where the weights have other classes")]
 Skipped = Annotated[float | None, Parameter(help="largest share of unreadable files that is skipped over")]
 

@@ -82,7 +82,7 @@ def compress(
         str | None, Parameter(help="2x faster, 5ms at batch 1, or 1MB on disk; exit code 1 if missed")
     ] = None,
     backend: Annotated[str, Parameter(help="the runtime it is for: onnxruntime or openvino")] = "onnxruntime",
-    weights: Annotated[str | None, Parameter(help="a weights file for the named model, or shipped")] = None,
+    weights: options.WeightsFile = None,
     reset_head: options.ResetHead = False,
     arch: options.Arch = None,
     max_bad: options.Skipped = None,
