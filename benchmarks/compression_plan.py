@@ -14,11 +14,18 @@ PARTS = {  # the study's questions
     "symmetry": "Networks that turn with the picture, at equal parameters",
     "bits": "Fewer and fewer bits, trained with them",
     "structure": "Structured matrices in place of a transformer's weights, at equal parameters",
+    "tokens": "Fewer tokens, narrower, 8 bits: the composition of the device page, trained",
     "best": "Compositions: file, speed and accuracy against the dense network",
 }
+FASHION = ("best",)  # parts on Fashion-MNIST; the others are on CIFAR-10
 DENSE = ("model.config.widths=[16, 32, 64]",)  # the network that is compressed, and the small one's teacher
+WIDE = ("model.config.widths=[32, 64, 128]", "model.config.image_size=[28, 28]")  # that of Fashion-MNIST
+CUT = "{prune_channels: {macs: 0.35, epochs: 3, lr: 1.0e-3}}"
 VIT = ("model={name: vit_cifar}", "train.lr=2.0e-3")
 TUNED = "epochs: 3, lr: 1.0e-3"  # of what goes on from a trained network
+DEIT = (*VIT, "model.config.embed_dim=96", "model.config.num_heads=6", "model.config.mlp_ratio=4")  # its proportions
+_NARROW = "{prune: {mlp: 0.3, heads: 0.34, epochs: 1, lr: 4.0e-4}}"
+_FEWER = "{tokens: {keep: 0.7, epochs: 2, lr: 4.0e-4}}"
 MIDDLE = "pairs: {layer2: layer2, layer3: layer3}"
 
 
@@ -56,7 +63,13 @@ def _matrix(name: str, keep: float = 0.25) -> Trial:
 def _composed(name: str, says: str, *steps: str) -> Trial:
     """Compressed, coded, exported and raced against the dense network in the same runtime."""
     whole = ("teacher", "load", *steps, "code", "export", "{measure: {batch: [1]}}")
-    return Trial(name, "best", says, BASE, (*DENSE, _steps(*whole)), teacher="dense", start="dense")
+    return Trial(name, "best", says, BASE, (*WIDE, _steps(*whole)), teacher="wide", start="wide")
+
+
+def _fewer(name: str, says: str, *steps: str) -> Trial:
+    """The transformer with fewer tokens and narrower, in 8 bits, and on its way there; trained on for three epochs."""
+    whole = ("teacher", "load", *steps)
+    return Trial(name, "tokens", says, BASE, (*DEIT, _steps(*whole)), teacher="deit", start="deit")
 
 
 TRIALS: tuple[Trial, ...] = (  # what others need comes first
@@ -78,13 +91,19 @@ TRIALS: tuple[Trial, ...] = (  # what others need comes first
     Trial("vit_thin", "structure", "the transformer, thinner", BASE, (*VIT, "model.config.mlp_ratio=0.5",
                                                                      "model.config.embed_dim=40", "steps=[baseline]")),
     *(_matrix(name) for name in ("monarch", "kronecker", "circulant", "butterfly", "toeplitz", "acdc")),
-    _composed("best_codes", "channels, masks, codebook", f"{{prune_channels: {{macs: 0.4, {TUNED}}}}}",
-              f"{{sparsify: {{sparsity: 0.7, how: gradual, {TUNED}}}}}", f"{{share: {{bits: 4, {TUNED}}}}}"),
-    _composed("best_int8", "channels, masks, 8 bits", f"{{prune_channels: {{macs: 0.4, {TUNED}}}}}",
-              f"{{sparsify: {{sparsity: 0.8, how: gradual, {TUNED}}}}}", f"{{qat: {{weights: int8, {TUNED}}}}}"),
-    _composed("best_int4", "channels, masks, 4 bits", f"{{prune_channels: {{macs: 0.4, {TUNED}}}}}",
-              f"{{sparsify: {{sparsity: 0.7, how: gradual, {TUNED}}}}}",
+    Trial("deit", "tokens", "DeiT's proportions, dense", BASE, (*DEIT, "steps=[baseline]")),
+    Trial("deit_longer", "tokens", "the same, trained on for as long", BASE,
+          (*DEIT, _steps("load", "{train: {epochs: 3, lr: 4.0e-4}}")), start="deit"),
+    _fewer("deit_fewer", "tokens 0.7, MLP and heads cut", _NARROW, _FEWER),
+    _fewer("deit_fewer_int8", "tokens 0.7, MLP and heads cut, 8 bits", _NARROW, _FEWER, "quantize", "export",
+           "{measure: {batch: [1, 16]}}"),
+    Trial("wide", "best", "the dense network, labels alone", BASE, (*WIDE, "steps=[baseline]")),
+    _composed("best_int8", "channels, masks, 8 bits", CUT, f"{{sparsify: {{sparsity: 0.75, how: gradual, {TUNED}}}}}",
+              f"{{qat: {{weights: int8, {TUNED}}}}}"),
+    _composed("best_int4", "channels, masks, 4 bits", CUT, f"{{sparsify: {{sparsity: 0.6, how: gradual, {TUNED}}}}}",
               f"{{qat: {{weights: int4, activations: 8, {TUNED}}}}}"),
+    _composed("best_codes", "channels, masks, codebook", CUT,
+              f"{{sparsify: {{sparsity: 0.7, how: gradual, {TUNED}}}}}", f"{{share: {{bits: 4, {TUNED}}}}}"),
     _taught("hard", "the teacher's decision", "{distill: {how: logits, distance: hard}}"),
     _taught("dist", "DIST", "dist"),
     _taught("attention", "attention transfer", f"{{attention_transfer: {{{MIDDLE}}}}}"),
@@ -111,8 +130,12 @@ ROWS: tuple[Row, ...] = (
       for name, says in (("qat8", "8 bits"), ("qat4", "4 bits"), ("qat2", "2 bits"), ("qat1", "1 bit"))),
     *(Row("structure", f"{name} beats a thinner transformer", Side(f"matrix_{name}"), Side("vit_thin"), NOT_HERE)
       for name in ("monarch", "kronecker", "circulant", "butterfly", "toeplitz", "acdc")),
-    *(Row("best", f"{name}: as good as the dense network, 0.5 points allowed", Side(name), Side("dense"), NOT_HERE,
-          margin=0.5) for name in ("best_codes", "best_int8", "best_int4")),
+    Row("tokens", "composed, 8 bits: as good as dense, 0.5 points allowed",
+        Side("deit_fewer_int8"), Side("deit"), NOT_HERE, margin=0.5),
+    Row("tokens", "composed, 8 bits: as good as dense trained on for as long, 0.5 points allowed",
+        Side("deit_fewer_int8"), Side("deit_longer"), NOT_HERE, margin=0.5),
+    *(Row("best", f"{name}: as good as the dense network, 0.5 points allowed", Side(name), Side("wide"), NOT_HERE,
+          margin=0.5) for name in ("best_int8", "best_int4", "best_codes")),
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 """Ways to compress a network and to make up for it, tried on CIFAR-10 at the scale of one machine.
 
     python benchmarks/compression_study.py --data cifar10 --out runs/compression    what is missing, one after the other
+    python benchmarks/compression_study.py --fashion FOLDER --only best              what is on Fashion-MNIST
     python benchmarks/compression_study.py --data cifar10 --only distillation
     python benchmarks/compression_study.py --data cifar10 --tiny --out runs/try      every trial in seconds; kept apart
     python benchmarks/compression_study.py --table                                   no training: the page alone
@@ -21,7 +22,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from compression_plan import PARTS, ROWS, TRIALS, chosen, trial
+from compression_plan import FASHION, PARTS, ROWS, TRIALS, chosen, trial
+from fashion import fashion
 from results import fill, table
 from study_plan import WHOLE, Trial
 from study_table import Results, outcome, spread
@@ -34,7 +36,7 @@ from featherweight.interrupt import Interrupted
 from featherweight.recipe import ModelSpec, Recipe, Step
 
 PREFIX = "compression-"
-COMMAND = "`python benchmarks/compression_study.py --data cifar10 --only {}`"
+COMMAND = "`python benchmarks/compression_study.py {} --only {}`"
 MISSING = "not run yet"
 # a trial in seconds, to see that it works
 TINY = ("train.epochs=1", "train.images=64", "train.batch_size=16", "train.validate_images=16")
@@ -117,16 +119,21 @@ def trainings(part: str, results: Results) -> str:
         if one.claim != part:
             continue
         if not runs_of:
-            body.append([one.says, MISSING, "–", "–", "–", "–", "–", f"`{one.name}`"])
+            body.append([one.says, MISSING, *"––––––", f"`{one.name}`"])
             continue
         first = runs_of[0]
         accuracy = spread([100 * run["views"][WHOLE]["top1"] for run in runs_of])
         size = first.get("compact_bytes", first["weights_bytes"])
         minutes = f"{mean(run['cpu_minutes'] for run in runs_of):.1f}"
-        figures = [f"{first['params']:,}", f"{first['macs'] / 1e6:.2f}", f"{size / 1e3:.1f} kB", faster(first)]
-        body.append([one.says, accuracy, *figures, minutes, f"`{one.name}`"])
-    head = ("training", "top-1, %", "parameters", "MMACs", "file", "faster", "minutes of a core", "name")
+        figures = [f"{first['params']:,}", f"{first['macs'] / 1e6:.2f}", f"{size / 1e3:.1f} kB"]
+        body.append([one.says, accuracy, *figures, smaller(first), faster(first), minutes, f"`{one.name}`"])
+    head = ("training", "top-1, %", "parameters", "MMACs", "file", "smaller", "faster", "minutes of a core", "name")
     return table(head, body)
+
+
+def smaller(run: Mapping[str, Any]) -> str:
+    """How many times smaller the compact file is than the dense network's weights in float32, where there is one."""
+    return f"{run['dense_bytes'] / run['compact_bytes']:.1f}×" if "compact_bytes" in run else "–"
 
 
 def faster(run: Mapping[str, Any]) -> str:
@@ -147,7 +154,11 @@ def claims(part: str, results: Results) -> str:
 
 def blocks(results: Results) -> dict[str, str]:
     """Name of a block of the page -> its text."""
-    return {part: f"{claims(part, results)}\n\n{trainings(part, results)}\n\n{COMMAND.format(part)}" for part in PARTS}
+    found = {}
+    for part in PARTS:
+        command = COMMAND.format("--fashion FOLDER" if part in FASHION else "--data cifar10", part)
+        found[part] = f"{claims(part, results)}\n\n{trainings(part, results)}\n\n{command}"
+    return found
 
 
 def write(docs: Path) -> None:
@@ -167,6 +178,7 @@ def read(source: Path) -> Data:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="CIFAR-10: a folder with train and test; or the word digits")
+    parser.add_argument("--fashion", type=Path, help="Fashion-MNIST: a folder with its four *-ubyte.gz files")
     parser.add_argument("--out", type=Path, default=Path("runs/compression"), help="where the runs are kept")
     parser.add_argument(
         "--only", action="append", default=[], help=f"{', '.join(PARTS)}, or a trial's name; repeatable"
@@ -193,11 +205,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.table:
         write(options.docs)
         return 0
-    if options.data is None:
-        parser.error("--data is needed to train: the folder of CIFAR-10")
+    if options.data is None and options.fashion is None:
+        parser.error("--data or --fashion is needed to train: the folder of CIFAR-10, that of Fashion-MNIST")
+    failed = 0
     try:
-        asked = chosen(options.only), options.seeds, options.out, options.data, tell
-        return 1 if work_through(*asked, carry_out=carry_out, read=read) else 0
+        for source, reader, there in ((options.data, read, False), (options.fashion, fashion, True)):
+            trials = [one for one in chosen(options.only) if (one.claim in FASHION) is there]
+            if source is not None and trials:
+                asked = trials, options.seeds, options.out, source, tell
+                failed += work_through(*asked, carry_out=carry_out, read=reader)
+        return 1 if failed else 0
     except (Interrupted, FeatherweightError) as error:  # stopped, or the data are not there
         print(error)
         return error.exit_code

@@ -17,7 +17,6 @@ results, so that a run that was stopped goes on.
 from __future__ import annotations
 
 import argparse
-import gzip
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fashion import read
 from results import ROOT, Rows, fill, table
 from torch import Tensor, nn
 
@@ -43,7 +43,6 @@ RESULTS = ROOT / "docs" / "measured" / "deep_compression.json"
 PAGE = ROOT / "docs" / "studies" / "compression_files.md"
 TASK = Classification(10)
 BATCH, MEAN, DEVIATION = 128, 0.286, 0.353
-PARTS = {"train": "train", "test": "t10k"}
 
 
 def lenet300() -> nn.Module:
@@ -109,15 +108,10 @@ class Pictures:
         return self
 
 
-def read(folder: Path, part: str, limit: int | None) -> tuple[Tensor, Tensor]:
+def normalized(folder: Path, part: str, limit: int | None) -> tuple[Tensor, Tensor]:
     """Pictures (N, 1, 28, 28), normalized, and labels (N,)."""
-    found = []
-    for kind, head in (("images-idx3", 16), ("labels-idx1", 8)):
-        with gzip.open(folder / f"{PARTS[part]}-{kind}-ubyte.gz") as stream:
-            found.append(np.frombuffer(stream.read()[head:], np.uint8))
-    labels = torch.from_numpy(found[1].astype(np.int64))[:limit]
-    images = torch.from_numpy(found[0].reshape(-1, 1, 28, 28)[:limit].astype(np.float32))
-    return (images / 255 - MEAN) / DEVIATION, labels
+    pictures, labels = (values[:limit] for values in read(folder, part))
+    return (torch.from_numpy(pictures.astype(np.float32))[:, None] / 255 - MEAN) / DEVIATION, torch.from_numpy(labels)
 
 
 @torch.inference_mode()
@@ -133,8 +127,8 @@ class Study:
         self.setting = faster(NETS[net], options.quick)
         self.name, self.work = f"{net}-{seed}", Path(options.work)
         folder, limit = Path(options.data), 2000 if options.quick else None
-        self.test = read(folder, "test", limit)
-        self.train = Pictures(*read(folder, "train", limit), seed=seed, augment=options.augment)
+        self.test = normalized(folder, "test", limit)
+        self.train = Pictures(*normalized(folder, "train", limit), seed=seed, augment=options.augment)
         self.rows, self.seed, self.bits = Rows(options.results), seed, options.bits
         torch.manual_seed(seed)
         self.base = self.setting.build()
