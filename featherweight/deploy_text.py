@@ -24,7 +24,6 @@ from .runners_text import TextRunner, open_text
 from .runtime.spans import Found, best, best_spans, characters, merged
 from .scores.answers import exact, f1
 from .tasks.classification import scores
-from .tasks.text import fed
 from .work import Stage, Work
 
 AT_ONCE = 16  # texts
@@ -58,9 +57,7 @@ def _least(work: Work) -> float | None:
 
 def example(work: Work, stage: Stage) -> dict[str, Tensor]:
     """The tokens of one validation text of middling length, (1, N) each."""
-    batches = work.at(stage).batches("val", size=1, limit=4 * AT_ONCE)
-    rows = sorted(batches.epoch(0), key=lambda batch: batch["input_ids"].shape[1])
-    return fed(rows[len(rows) // 2])
+    return texting.middling(texting.batches_of(work.at(stage), "val", size=1, limit=texting.AT_ONCE))
 
 
 def runnable(

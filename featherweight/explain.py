@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import artifact, counting, data, detecting, official
+from . import artifact, counting, data, detecting, official, texting
 from .beginning import resized
 from .composition import MODEL, NORMS, TEACHER, Moment, outline_of, walk
 from .errors import FeatherweightError, InputError, OptionError
 from .models import zoo
 from .modes import BATCH_NORMS
+from .outlines_text import Reading, reading
 from .packing import tensors_of
 from .recipe import ModelSpec, Recipe, defaults
 from .surgery import edits_of
@@ -35,10 +36,11 @@ class Outline:
     """A model's structure on its way through a recipe; its weights mean nothing."""
 
     model: nn.Module
-    image: tuple[int, ...]  # (C, H, W)
+    image: tuple[int, ...]  # (C, H, W); of a text model none
     density: float = 1.0  # share of the weights of linear and convolution layers that are not zero
     bits: float | None = None  # of one such weight in the file; None: as the tensors are
     estimated: bool = False  # something in it depends on weights or data
+    reading: Reading | None = None  # of a text model
 
     def changed(self, change: Callable[[nn.Module], nn.Module], *, estimated: bool = False) -> Outline:
         """The outline of what `change` makes of the model."""
@@ -62,8 +64,9 @@ class Outline:
         return counting.parameters(self.model)
 
     def macs(self) -> int:
-        """Multiply-adds of one picture, zeros included."""
-        return counting.macs(self.model, torch.zeros(1, *self.image))
+        """Multiply-adds of one picture or one text of middling length, zeros included."""
+        example = torch.zeros(1, *self.image) if self.reading is None else self.reading.example()
+        return counting.macs(self.model, example)
 
     def size_bytes(self) -> int:
         """Bytes of the tensors in a file: as they are, or with `bits` a weight and the places of those that are left.
@@ -176,17 +179,27 @@ def _notes(moment: Moment, recipe: Recipe) -> Iterator[str]:
 def begin(recipe: Recipe) -> Outline:
     """The model a recipe starts from, for as many classes as its data has where that can be told."""
     spec = recipe.model
-    if recipe.task in TEXT_TASKS:
-        raise OptionError("task", f"{recipe.task}: a recipe of texts is not followed before it is run")
     if spec is None:
         raise OptionError(
             "model", "the recipe names none, so there is nothing to explain; add `model: vit_digits`, say"
         )
+    if recipe.task in TEXT_TASKS:
+        return _of_texts(recipe, spec)
     model = _model(spec, classes_of(recipe)).eval()
     record = artifact.record_of(model)
     known = record.preprocess if record is not None else None
     size = (known or zoo.preprocess_of(spec.name, model, spec.config)).size
     return Outline(model, (_channels(model), *size))
+
+
+def _of_texts(recipe: Recipe, spec: ModelSpec) -> Outline:
+    """The text model a recipe starts from, and how it reads."""
+    try:
+        corpus = texting.load(recipe)
+    except (InputError, OptionError):
+        corpus = None
+    model = texting.made(spec, recipe, corpus.classes if corpus is not None else ()).eval()
+    return Outline(model, (), reading=reading(recipe, model, corpus))
 
 
 def _model(spec: ModelSpec, classes: int | None) -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from . import official
+from .errors import OptionError
 from .methods import deit, dynamicvit, grouping, mixed_depth, prune, quantize, recursion, tome
 from .methods.fuse import fuse
 from .methods.widths import narrow_heads_and_tokens
@@ -54,10 +55,12 @@ def pruned(outline: Outline, options: Options) -> Outline:
     """With fewer neurons and heads; which ones is not known, and without `uniform` not in which block either."""
     known = some(options, "mlp", "heads", "round_to", "uniform")
     widths = some(options, "head_width", "embed", "round_to")
-    example = torch.zeros(2, *outline.image)
+    if outline.reading is not None and (options["head_width"] or options["embed"]):
+        raise OptionError("embed", "head_width and embed are for models of pictures")
 
     def change(model: nn.Module) -> nn.Module:
-        return narrow_heads_and_tokens(prune.prune(model, **known), example, **widths)
+        small = prune.prune(model, **known)
+        return small if outline.reading else narrow_heads_and_tokens(small, torch.zeros(2, *outline.image), **widths)
 
     return outline.changed(change, estimated=not options["uniform"])
 

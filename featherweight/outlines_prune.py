@@ -51,6 +51,9 @@ def shorter(outline: Outline, options: Options) -> Outline:
 
     def change(model: nn.Module) -> nn.Module:
         known: dict[str, Any] = {"count": options["count"], "rule": "even", "skip": tuple(options["skip"])}
+        if outline.reading is not None:
+            batch, task = outline.reading.example(), outline.reading.task
+            return drop_blocks.drop_blocks(model, batches=[batch], task=task, **known)
         pictures = {"image": torch.zeros(2, *outline.image)}
         return drop_blocks.drop_blocks(model, batches=[pictures], task=Classification(), **known)
 

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from torch import nn
 
-from . import outlines, texting
+from . import outlines, outlines_text, texting
 from .binding import Within
 from .composition import GLOBAL, MODEL, PLAIN, TOKENS, TRAINS, Effect, also, composes
-from .data.text import Asked
+from .data.text import words_of
 from .fitting import taught
 from .methods import power_bert as dropping
 from .methods import star_attention as star
@@ -26,7 +26,7 @@ FEWER = {TOKENS: "some are dropped"}
 NEAR = {GLOBAL: "each token sees its neighbors and one relay"}
 
 
-@composes(ROWS)
+@composes(ROWS, outline=outlines_text.fewer_words)
 def vocabulary(work: Work, *, least: Annotated[int, Within(0, 1_000_000)] = 1) -> Work:
     """Leave the tokens that stand in the training texts `least` times, the special ones and single characters.
 
@@ -34,7 +34,7 @@ def vocabulary(work: Work, *, least: Annotated[int, Within(0, 1_000_000)] = 1) -
     """
     before = current(work)
     tokens = texting.tokens_of(before)
-    texts = [text for one in work.data.train for text in _texts(one)]
+    texts = [text for one in work.data.train for text in words_of(one)]
     keep = words.kept(tokens, texts, least=least)
     narrowed = words.narrowed(tokens, keep)
 
@@ -46,12 +46,7 @@ def vocabulary(work: Work, *, least: Annotated[int, Within(0, 1_000_000)] = 1) -
     return finished_stage(after, f"vocabulary ({len(keep)} of {len(tokens)} tokens)", model)
 
 
-def _texts(one: object) -> tuple[str, ...]:
-    """What is read of a sentence or a question of the data."""
-    return (one.question, one.context) if isinstance(one, Asked) else (one[0],)  # type: ignore[index]
-
-
-@composes(Effect(needs={MODEL: ""}, breaks={PLAIN: "embeddings hold codes"}))
+@composes(Effect(needs={MODEL: ""}, breaks={PLAIN: "embeddings hold codes"}), outline=outlines_text.embeddings)
 def share_embeddings(work: Work, *, bits: Annotated[int, Within(1, 8)] = 8) -> Work:
     """Embeddings as codes of so many bits into a codebook each; what 8 bits for layers that multiply leave in float."""
     before = current(work)

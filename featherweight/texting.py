@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import artifact, detecting, randomness
 from .binding import Within
@@ -30,13 +30,14 @@ from .runners_text import tokens_in
 from .runtime.record import TEXT_TASKS as TASKS
 from .runtime.tokens import Tokens, missing_tokenizer
 from .tasks.detection.detectors import detector_in
-from .tasks.text import QuestionAnswering, TextClassification
+from .tasks.text import QuestionAnswering, TextClassification, fed
 
 if TYPE_CHECKING:
     from .recipe import ModelSpec, Recipe
     from .work import Work
 
 CLASSIFY, ASK = TASKS
+AT_ONCE = 64  # texts that one of middling length is found among
 STEPS = (
     "teacher", "baseline", "load", "train", "distill", "tinybert", "minilm", "prune", "drop", "lowrank", "vocabulary",
     "power_bert", "star_attention", "quantize", "quantize_dynamic", "quantize_weights", "share", "share_embeddings",
@@ -104,18 +105,11 @@ def task_of(plan: Recipe, data: Corpus) -> TextClassification | QuestionAnswerin
 
 def start(spec: ModelSpec, work: Work) -> nn.Module:
     """The model a spec names, with its tokenizer; it must be of the recipe's task and know the data's classes."""
-    given = work.given.get(spec.name)
-    if given is not None:
-        model = copy.deepcopy(given)
-    elif artifact.is_artifact(spec.name):
-        if spec.reset_head:
-            raise OptionError("reset_head", "is for folders of the transformers library; one of ours keeps its head")
-        model = artifact.load(spec.name)
-    else:
-        model = _of_transformers(Path(spec.name), spec, work)
+    given, wanted = work.given.get(spec.name), work.data.classes
+    model = copy.deepcopy(given) if given is not None else made(spec, work.recipe, wanted)
     if pretrained.tokens_of(model) is None:
         raise missing_tokenizer(spec.name)
-    task, wanted = pretrained.task_of(model), work.data.classes
+    task = pretrained.task_of(model)
     if task not in (None, work.recipe.task):
         raise OptionError("model", f"{shown(spec.name)} is for {task}, the recipe for {work.recipe.task}")
     record = artifact.record_of(model)
@@ -134,14 +128,20 @@ def _same_by_number(names: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
     return len(names) == len(wanted) and nameless
 
 
-def _of_transformers(folder: Path, spec: ModelSpec, work: Work) -> nn.Module:
-    task, tokens = work.recipe.task, tokens_in(folder)
-    if is_ready(spec, task):
-        model = pretrained.load(folder, task=task)
+def made(spec: ModelSpec, plan: Recipe, classes: Sequence[str]) -> nn.Module:
+    """The model in a folder, with a new head for these classes where it comes without one for the recipe's task."""
+    if artifact.is_artifact(spec.name):
+        if spec.reset_head:
+            raise OptionError("reset_head", "is for folders of the transformers library; one of ours keeps its head")
+        return artifact.load(spec.name)
+    folder = Path(spec.name)
+    tokens = tokens_in(folder)
+    if is_ready(spec, plan.task):
+        model = pretrained.load(folder, task=plan.task)
     else:
         with randomness.kept():
-            torch.manual_seed(work.recipe.seed)
-            model = pretrained.with_head(folder, task=task, classes=work.data.classes)
+            torch.manual_seed(plan.seed)
+            model = pretrained.with_head(folder, task=plan.task, classes=classes)
     return pretrained.with_tokens(model.float(), tokens)
 
 
@@ -159,18 +159,25 @@ def batches_of(work: Work, part: str, *, limit: int | None = None, size: int | N
     if texts is None:
         raise OptionError("data", f"has no {part} part, which this step needs")
     tokens = tokens_of(work.model).with_longest(pretrained.longest_of(work.model) if work.model else None)
-    longest = min(plan.text.max_length, tokens.settings.max_length or plan.text.max_length)
     training = part == "train"
-    known: dict[str, Any] = {
-        "batch_size": size or plan.train.batch_size,
-        "seed": plan.seed,
-        "shuffle": training,
-        "alike": training and plan.text.alike,
-    }
+    known: dict[str, Any] = {"batch_size": size, "shuffle": training, "alike": training and plan.text.alike}
+    return read(texts[:limit], tokens, plan, **known)
+
+
+def read(texts: Sequence[Any], tokens: Tokens, plan: Recipe, **options: Any) -> TextBatches:
+    """Batches of some of a recipe's texts, cut to what the recipe says and the tokenizer takes."""
+    longest = min(plan.text.max_length, tokens.settings.max_length or plan.text.max_length)
+    known = {**options, "seed": plan.seed, "batch_size": options.get("batch_size") or plan.train.batch_size}
     if plan.task == ASK:
-        return located(tokens, texts[:limit], max_length=longest, **known)
-    data = Labelled(tuple(text for text, _ in texts[:limit]), tuple(label for _, label in texts[:limit]), ())
+        return located(tokens, texts, max_length=longest, **known)
+    data = Labelled(tuple(text for text, _ in texts), tuple(label for _, label in texts), ())
     return classified(tokens, data, max_length=longest, **known)
+
+
+def middling(batches: TextBatches) -> dict[str, Tensor]:
+    """What the model is fed for a text of middling length, (1, N) each; batches of one text."""
+    rows = sorted(batches.epoch(0), key=lambda batch: batch["input_ids"].shape[1])
+    return fed(rows[len(rows) // 2])
 
 
 def check_teacher(work: Work, teacher: nn.Module) -> None:

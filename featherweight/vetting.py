@@ -146,6 +146,9 @@ def _detection(recipe: Recipe, path: str | Path) -> None:
         if recipe.task in TEXT_TASKS and step.name == "distill" and step.options.get("how") != "logits":
             text = "how: a distillation token is of models of pictures; say how: logits, and distance: soft"
             raise InputError(path, "out_of_range", f"steps[{number}].distill.{text}")
+        if recipe.task == TEXT_TASKS[1] and step.name == "power_bert":
+            text = "every token of a context may be the answer; none can be dropped"
+            raise InputError(path, "unknown_name", f"steps[{number}].power_bert: {text}")
         if recipe.task not in TEXT_TASKS and step.name in ("vocabulary", "power_bert", "share_embeddings"):
             text = f"goes with `task: {' or '.join(TEXT_TASKS)}`"
             raise InputError(path, "unknown_name", f"steps[{number}].{step.name}: {text}")

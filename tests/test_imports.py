@@ -91,6 +91,7 @@ HOUSE = (
         "steps_finetune",
         "steps_detection",
         "detecting",
+        "outlines_text",
         "texting",
         "steps_text",
         "steps_recursion",

@@ -50,6 +50,11 @@ class Asked:
     starts: tuple[int, ...]
 
 
+def words_of(one: Asked | tuple[str, int]) -> tuple[str, ...]:
+    """What is read of a question, or of a labelled sentence."""
+    return (one.question, one.context) if isinstance(one, Asked) else (one[0],)
+
+
 def sentences(path: str | Path, *, text: str | None = None, label: str | None = None) -> Labelled:
     """The labelled texts of a file. InputError for a file that is not UTF-8, has no labels or none of these forms."""
     rows = rows_of(path, text=text, label=label)
