@@ -22,6 +22,7 @@ DENSE = ("model.config.widths=[16, 32, 64]",)  # the network that is compressed,
 WIDE = ("model.config.widths=[32, 64, 128]", "model.config.image_size=[28, 28]")  # that of Fashion-MNIST
 CUT = "{prune_channels: {macs: 0.35, epochs: 3, lr: 1.0e-3}}"
 VIT = ("model={name: vit_cifar}", "train.lr=2.0e-3")
+SHORT_VIT = (*VIT, "train.epochs=4")
 TUNED = "epochs: 3, lr: 1.0e-3"  # of what goes on from a trained network
 DEIT = (*VIT, "model.config.embed_dim=96", "model.config.num_heads=6", "model.config.mlp_ratio=4")  # its proportions
 _NARROW = "{prune: {mlp: 0.3, heads: 0.34, epochs: 1, lr: 4.0e-4}}"
@@ -57,7 +58,7 @@ def _rounded(name: str, says: str, step: str) -> Trial:
 
 def _matrix(name: str, keep: float = 0.25) -> Trial:
     step = f"{{structured: {{matrix: {name}, keep: {keep:g}, restart: true}}}}"
-    return Trial(f"matrix_{name}", "structure", f"{name} matrices", BASE, (*VIT, _steps("load", step)))
+    return Trial(f"matrix_{name}", "structure", f"{name} matrices", BASE, (*SHORT_VIT, _steps("load", step)))
 
 
 def _composed(name: str, says: str, *steps: str) -> Trial:
@@ -87,8 +88,8 @@ TRIALS: tuple[Trial, ...] = (  # what others need comes first
     _rounded("qat4", "4-bit weights and activations", f"{{qat: {{weights: int4, activations: 4, {TUNED}}}}}"),
     _rounded("qat2", "2-bit weights", f"{{qat: {{weights: int2, {TUNED}}}}}"),
     _rounded("qat1", "1-bit weights", f"{{binarize: {{how: weights, {TUNED}}}}}"),
-    Trial("vit", "structure", "the transformer with dense weights", BASE, (*VIT, "steps=[baseline]")),
-    Trial("vit_thin", "structure", "the transformer, thinner", BASE, (*VIT, "model.config.mlp_ratio=0.5",
+    Trial("vit", "structure", "the transformer with dense weights", BASE, (*SHORT_VIT, "steps=[baseline]")),
+    Trial("vit_thin", "structure", "the transformer, thinner", BASE, (*SHORT_VIT, "model.config.mlp_ratio=0.5",
                                                                      "model.config.embed_dim=40", "steps=[baseline]")),
     *(_matrix(name) for name in ("monarch", "kronecker", "circulant", "butterfly", "toeplitz", "acdc")),
     Trial("deit", "tokens", "DeiT's proportions, dense", BASE, (*DEIT, "steps=[baseline]")),
@@ -98,7 +99,7 @@ TRIALS: tuple[Trial, ...] = (  # what others need comes first
     _fewer("deit_fewer_int8", "tokens 0.7, MLP and heads cut, 8 bits", _NARROW, _FEWER, "quantize", "export",
            "{measure: {batch: [1, 16]}}"),
     Trial("wide", "best", "the dense network, labels alone", BASE, (*WIDE, "steps=[baseline]")),
-    _composed("best_int8", "channels, masks, 8 bits", CUT, f"{{sparsify: {{sparsity: 0.75, how: gradual, {TUNED}}}}}",
+    _composed("best_int8", "channels, masks, 8 bits", CUT, f"{{sparsify: {{sparsity: 0.8, how: gradual, {TUNED}}}}}",
               f"{{qat: {{weights: int8, {TUNED}}}}}"),
     _composed("best_int4", "channels, masks, 4 bits", CUT, f"{{sparsify: {{sparsity: 0.6, how: gradual, {TUNED}}}}}",
               f"{{qat: {{weights: int4, activations: 8, {TUNED}}}}}"),

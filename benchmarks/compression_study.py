@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from compression_asked import asked
 from compression_plan import FASHION, PARTS, ROWS, TRIALS, chosen, trial
 from fashion import fashion
 from results import fill, table
@@ -165,7 +166,7 @@ def write(docs: Path) -> None:
     """What is stored, into the page."""
     page = docs / "studies" / "compression.md"
     if page.is_file():
-        fill(page, blocks(stored(docs)))
+        fill(page, {"asked": asked(docs / "measured"), **blocks(stored(docs))})
 
 
 def read(source: Path) -> Data:

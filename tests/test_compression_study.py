@@ -108,7 +108,8 @@ def test_the_page_is_written_from_what_is_stored(study: ModuleType, tmp_path: Pa
 
 def test_the_page_says_what_is_stored(study: ModuleType) -> None:
     text = (ROOT / "docs" / "studies" / "compression.md").read_text(encoding="utf-8")
-    for name, block in study.blocks(study.stored(ROOT / "docs")).items():
+    blocks = {"asked": study.asked(ROOT / "docs" / "measured"), **study.blocks(study.stored(ROOT / "docs"))}
+    for name, block in blocks.items():
         assert f"<!-- bench:begin {name} -->\n{block}\n<!-- bench:end -->" in text, "run: compression_study.py --table"
 
 
