@@ -15,6 +15,7 @@ from . import detecting, distributed, randomness, texting
 from .answers import remember
 from .data import Batches
 from .data.presets import augmentation, expanded
+from .data.text import TextBatches
 from .data.transforms import Augment
 from .errors import OptionError
 from .method import Batch, Task
@@ -41,10 +42,12 @@ def trained(
     freeze: Mapping[str, float] | None = None,
     cache: int | None = None,
     answers: str | None = None,
+    texts: TextBatches | None = None,
 ) -> nn.Module:
     """`fit` with the recipe's options; it goes on from the step's checkpoint where one is. Zeros of pruning stay.
 
-    cache: epochs of augmentation, in which teachers are asked once; answers: where what they said is kept.
+    cache: epochs of augmentation, in which teachers are asked once; answers: where what they said is kept. texts: what
+    a text model is trained on instead of the training part.
     """
     given: Mapping[str, Any] = {"epochs": epochs, "images": images, "lr": lr}
     plan = dataclasses.replace(work.recipe.train, **{key: value for key, value in given.items() if value is not None})
@@ -54,7 +57,7 @@ def trained(
     detects = work.recipe.task == detecting.TASK
     if work.recipe.task in texting.TASKS:
         work = dataclasses.replace(work, model=model)  # whose tokenizer reads the texts
-        seen: Any = work.batches("train", limit=plan.images)
+        seen: Any = texts or work.batches("train", limit=plan.images)
     elif detects:
         model = detecting.with_anchors(work, model)
         work = dataclasses.replace(work, model=model, task=detecting.sized(work))

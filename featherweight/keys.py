@@ -38,6 +38,8 @@ def key_of(work: Work, step: Step) -> str:
         "threads": torch.get_num_threads(),
         "versions": [__version__, str(torch.__version__)],
     }
+    if file := step.options.get("general"):  # of texts
+        facts["general"] = digest(Path(file))
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 

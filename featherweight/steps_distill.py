@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from torch import nn
 
+from . import teaching_text as teaching
 from .beginning import check_teacher
 from .binding import Ratio, Within
 from .composition import TAUGHT, TOKENS, also, composes, restarting
 from .errors import OptionError
+from .fitting import trained
 from .methods.attention_transfer import AttentionTransfer
 from .methods.dist import DIST
 from .methods.dkd import DKD
@@ -22,7 +25,7 @@ from .methods.similarity import SimilarityPreserving
 from .methods.tinybert import TinyBERT
 from .recipe import Count, Epochs, Rate
 from .steps_together import taught_by
-from .work import Work
+from .work import Work, current, finished_stage
 
 Weight = Annotated[float, Within(0.0, 1e6)]
 Temperature = Annotated[float, Within(0.0, 1000.0, open_low=True)]
@@ -147,15 +150,30 @@ def tinybert(
     alpha: Ratio = 1.0,
     temperature: Temperature = 1.0,
     stage: Ratio | None = 0.5,
+    mapping: Sequence[Place] | None = None,
+    general: str | None = None,
+    general_epochs: Epochs = 1,
+    augment: Annotated[int, Within(0, 1000)] = 0,
     restart: bool = True,
     epochs: Epochs | None = None,
     images: Count | None = None,
     lr: Rate | None = None,
 ) -> Work:
-    """A transformer's attention and tokens, block by block, then its answer; without `stage` all at once."""
-    options: dict[str, Any] = {"attention": attention, "hidden": hidden, "embedding": embedding, "stage": stage}
-    method = TinyBERT(_teacher(work), alpha=alpha, temperature=temperature, **options)
-    return taught_by(work, method, "TinyBERT", restart, epochs, images, lr)
+    """A transformer's attention and tokens, block by block, then its answer; without `stage` all at once.
+
+    mapping: whom each block learns from. Of texts, general: a file of texts, one a line, that are learned from first,
+    without labels and from the teacher as it came; augment: so many variants of each sentence, with words swapped.
+    """
+    options: dict[str, Any] = {"attention": attention, "hidden": hidden, "embedding": embedding, "mapping": mapping}
+    method = TinyBERT(_teacher(work), alpha=alpha, temperature=temperature, stage=stage, **options)
+    begin = work.origin if restart and work.origin is not None else current(work)
+    method.prepare(copy.deepcopy(begin))
+    if general is not None:
+        begin = teaching.generally(work, begin, general, options, epochs=general_epochs, lr=lr)
+    texts = teaching.with_variants(work, begin, augment, images) if augment else None
+    known: dict[str, Any] = {"texts": texts}
+    model = work.once("model", lambda: trained(work, begin, (*work.methods, method), epochs, images, lr, **known))
+    return finished_stage(work, "TinyBERT", model)
 
 
 @composes(restarting(INNER))

@@ -33,7 +33,7 @@ from .tasks.detection.detectors import detector_in
 from .tasks.text import QuestionAnswering, TextClassification, fed
 
 if TYPE_CHECKING:
-    from .recipe import ModelSpec, Recipe
+    from .recipe import ModelSpec, Recipe, Step
     from .work import Work
 
 CLASSIFY, ASK = TASKS
@@ -86,6 +86,27 @@ def task_of_model(model: str | Path | nn.Module) -> str:
 def is_ready(spec: ModelSpec, task: str) -> bool:
     """Whether a spec names a folder of the transformers library with a model of the task, whose head is kept."""
     return not spec.reset_head and task_of_folder(spec.name) == task
+
+
+def problem(step: Step, task: str) -> tuple[str, str] | None:
+    """Why a recipe of this task cannot have a step, as reason and text of an InputError; None where it can."""
+    name, options = step.name, step.options
+    if task not in TASKS:
+        alone = name in ("vocabulary", "power_bert", "share_embeddings")
+        alone = alone or (name == "tinybert" and bool(options.get("general") or options.get("augment")))
+        return ("unknown_name", f"goes with `task: {' or '.join(TASKS)}`") if alone else None
+    if name not in STEPS:
+        return "unknown_name", f"a text model cannot have it; known with this task: {', '.join(STEPS)}"
+    if name == "distill" and options.get("how") != "logits":
+        text = "a distillation token is of models of pictures; say how: logits, and distance: soft"
+        return "out_of_range", text
+    if task == ASK and name == "power_bert":
+        return "unknown_name", "every token of a context may be the answer; none can be dropped"
+    if task == ASK and options.get("augment"):
+        return "out_of_range", "augment: words of labelled sentences are swapped; of a context they may be the answer"
+    if (file := options.get("general")) and not Path(file).is_file():
+        return "missing", f"general: {shown(file)} is no file; give one of texts, one a line"
+    return None
 
 
 def load(plan: Recipe) -> Corpus:

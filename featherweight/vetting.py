@@ -19,9 +19,9 @@ from .errors import InputError, OptionError, closest, shown
 from .modes import BATCH_NORMS
 from .runtime import record
 from .surgery import edits_of
-from .texting import STEPS as TEXT_STEPS
 from .texting import TASKS as TEXT_TASKS
 from .texting import is_folder, recognized
+from .texting import problem as text_problem
 
 if TYPE_CHECKING:
     from torch import nn
@@ -140,18 +140,8 @@ def _detection(recipe: Recipe, path: str | Path) -> None:
         if detects and step.name not in DETECTION_STEPS:
             text = f"a detector cannot have it; known with this task: {', '.join(DETECTION_STEPS)}"
             raise InputError(path, "unknown_name", f"steps[{number}].{step.name}: {text}")
-        if recipe.task in TEXT_TASKS and step.name not in TEXT_STEPS:
-            text = f"a text model cannot have it; known with this task: {', '.join(TEXT_STEPS)}"
-            raise InputError(path, "unknown_name", f"steps[{number}].{step.name}: {text}")
-        if recipe.task in TEXT_TASKS and step.name == "distill" and step.options.get("how") != "logits":
-            text = "how: a distillation token is of models of pictures; say how: logits, and distance: soft"
-            raise InputError(path, "out_of_range", f"steps[{number}].distill.{text}")
-        if recipe.task == TEXT_TASKS[1] and step.name == "power_bert":
-            text = "every token of a context may be the answer; none can be dropped"
-            raise InputError(path, "unknown_name", f"steps[{number}].power_bert: {text}")
-        if recipe.task not in TEXT_TASKS and step.name in ("vocabulary", "power_bert", "share_embeddings"):
-            text = f"goes with `task: {' or '.join(TEXT_TASKS)}`"
-            raise InputError(path, "unknown_name", f"steps[{number}].{step.name}: {text}")
+        if found := text_problem(step, recipe.task):
+            raise InputError(path, found[0], f"steps[{number}].{step.name}: {found[1]}")
         if not detects and step.name in ("aux_heads", "distill_detection", "evaluate"):
             raise InputError(path, "unknown_name", f"steps[{number}].{step.name}: goes with `task: {TASK}`")
 

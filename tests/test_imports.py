@@ -92,6 +92,7 @@ HOUSE = (
         "steps_detection",
         "detecting",
         "outlines_text",
+        "teaching_text",
         "texting",
         "steps_text",
         "steps_recursion",

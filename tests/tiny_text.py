@@ -41,10 +41,9 @@ def tokenizer(transformers: Any, **options: Any) -> Any:
 
 def model(transformers: Any, *, kind: str = "BertForQuestionAnswering", **options: Any) -> Any:
     """A small BERT whose weights are a function of their names alone."""
-    config = transformers.BertConfig(
-        vocab_size=len(vocabulary()), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, **options,
-    )  # fmt: skip
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    known = {**sizes, "vocab_size": len(vocabulary()), "max_position_embeddings": 64, **options}
+    config = transformers.BertConfig(**known)
     made = getattr(transformers, kind)(config).eval()
     state = made.state_dict()
     for name, tensor in state.items():

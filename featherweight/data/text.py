@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from featherweight.runtime.wordpiece import Encoding
 MAX_BYTES = 1 << 30
 ALIKE = 32  # so many batches are sorted by length together
 TEXTS, LABELS = ("text", "sentence", "review"), ("label", "labels", "sentiment")
+Vary = Callable[[Encoding, int], Encoding]
 Columns = tuple[tuple[str, ...], tuple[str, ...]]
 
 
@@ -73,6 +74,11 @@ def rows_of(path: str | Path, *, text: str | None = None, label: str | None = No
     if not rows:
         raise InputError(path, "empty", "has no labelled texts")
     return rows
+
+
+def lines_of(path: str | Path) -> list[str]:
+    """The texts of a file without labels, one a line. InputError for a file that is not UTF-8."""
+    return [line for line in text_of(read_input(path, max_bytes=MAX_BYTES), path).splitlines() if line.strip()]
 
 
 def _lines(content: str, path: Path, columns: Columns) -> list[tuple[str, str]]:
@@ -150,13 +156,20 @@ class TextBatches:
         seed: int = 0,
         rows: Sequence[int] | None = None,
         alike: bool = False,
+        variants: int = 0,
+        vary: Vary | None = None,
     ) -> None:
-        """alike: texts of like lengths share a batch, so that there is less padding."""
+        """alike: texts of like lengths share a batch, so that there is less padding.
+
+        variants: so many of each text follow it in an epoch, as `vary` makes them of its encoding and their number.
+        """
         if batch_size < 1:
             raise OptionError("batch_size", f"must be 1 or more, not {batch_size!r}")
         self.tokens, self.encodings, self.targets = tokens, list(encodings), targets
         self.batch_size, self.shuffle, self.seed, self.alike = batch_size, shuffle, seed, alike
-        self.rows = list(range(len(self.encodings)) if rows is None else rows)
+        self.vary: Vary | None = vary
+        self.variants = variants if vary is not None else 0
+        self.rows = list(range(len(self.encodings) * (1 + self.variants)) if rows is None else rows)
         if not self.rows:
             raise OptionError("data", "there are no texts")
 
@@ -173,8 +186,14 @@ class TextBatches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """The batches of an epoch, from batch `start` on."""
         for some in self._parts(epoch)[start:]:
-            batch = {k: torch.from_numpy(v) for k, v in self.tokens.batch([self.encodings[i] for i in some]).items()}
-            yield {**batch, **{name: torch.tensor([values[i] for i in some]) for name, values in self.targets.items()}}
+            batch = {k: torch.from_numpy(v) for k, v in self.tokens.batch([self._row(i) for i in some]).items()}
+            texts = [i % len(self.encodings) for i in some]
+            yield {**batch, **{name: torch.tensor([of[i] for i in texts]) for name, of in self.targets.items()}}
+
+    def _row(self, number: int) -> Encoding:
+        """A text, or beyond the last one a variant."""
+        one = self.encodings[number % len(self.encodings)]
+        return one if self.vary is None or number < len(self.encodings) else self.vary(one, number)
 
     def _parts(self, epoch: int) -> list[list[int]]:
         """The texts of each batch."""
@@ -183,6 +202,7 @@ class TextBatches:
         if self.alike:  # sorted within every few batches: the order stays a matter of chance
             about = random.uniform(0.9, 1.1, len(self.encodings)) if self.shuffle else 1.0
             lengths = about * np.array([len(one.ids) for one in self.encodings])
+            lengths = np.tile(lengths, 1 + self.variants)
             spans = [order[i : i + ALIKE * size] for i in range(0, len(order), ALIKE * size)]
             order = np.concatenate([span[np.argsort(lengths[span], kind="stable")] for span in spans])
         parts = [order[i : i + size].tolist() for i in range(0, len(order), size)]
@@ -192,7 +212,8 @@ class TextBatches:
         """Every `world`-th text, as many for each process."""
         share = self.rows[rank : len(self.rows) - len(self.rows) % world : world]
         known = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed, "alike": self.alike}
-        return TextBatches(self.tokens, self.encodings, self.targets, rows=share, **known)  # type: ignore[arg-type]
+        known |= {"rows": share, "variants": self.variants, "vary": self.vary}  # type: ignore[dict-item]
+        return TextBatches(self.tokens, self.encodings, self.targets, **known)  # type: ignore[arg-type]
 
 
 def classified(tokens: Tokens, data: Labelled, *, max_length: int | None = None, **options: Any) -> TextBatches:

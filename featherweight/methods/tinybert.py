@@ -4,14 +4,15 @@
 Each of the student's blocks is given one of the teacher's, evenly spaced, and learns its attention scores before the
 softmax and, through a learned projection, the tokens it puts out; the tokens that enter the first block are learned the
 same way. First that alone, then the teacher's answer (Hinton, T = 1). Works on every described transformer, of pictures
-and of text; padding (`attention_mask` of the batch) does not count. Not here: the augmentation and the general
-distillation on unlabelled text that the paper puts before; models without teachers of as many heads (minilm).
+and of text; padding (`attention_mask` of the batch) does not count. With stage 1 it is the general distillation on text
+without labels that the paper puts before; its augmentation is `data.text_augment`. Not here: teachers of another number
+of heads (minilm).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +84,8 @@ class TinyBERT(Method):
 
     stage None: all of it, all the time. attention, hidden, embedding: weights of the parts, where 0 leaves one out; all
     0 with alpha 0 and no stage is plain training. Raises TypeError for a model that nobody described, OptionError for a
-    teacher with another number of heads (attention) or fewer blocks.
+    teacher with another number of heads (attention) or fewer blocks. mapping: for each of the student's blocks the
+    one of the teacher's that it learns from, counted from 0 or, with -1, from the end; evenly spaced unless given.
     """
 
     teacher: nn.Module
@@ -94,6 +96,7 @@ class TinyBERT(Method):
     temperature: float = 1.0
     stage: float | None = 0.5
     distance: Distance = soft_cross_entropy
+    mapping: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("attention", "hidden", "embedding"):
@@ -109,7 +112,11 @@ class TinyBERT(Method):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         mine, theirs = list(blocks_of(model)), list(blocks_of(self.teacher))
-        if len(theirs) < len(mine):
+        if self.mapping is not None and len(self.mapping) != len(mine):
+            raise OptionError("mapping", f"has {len(self.mapping)} places for the student's {len(mine)} blocks")
+        if self.mapping is not None and any(not -len(theirs) <= place < len(theirs) for place in self.mapping):
+            raise OptionError("mapping", f"{list(self.mapping)}: the teacher has {len(theirs)} blocks, from 0 on")
+        if self.mapping is None and len(theirs) < len(mine):
             raise OptionError("teacher", f"has {len(theirs)} blocks, the student {len(mine)}; it needs as many or more")
         for block, like in self._pairs(model) if self.attention else ():
             heads, wanted = heads_of(model, block), heads_of(self.teacher, like)
@@ -159,7 +166,8 @@ class TinyBERT(Method):
     def _pairs(self, model: nn.Module) -> list[tuple[str, str]]:
         """Paths of the student's blocks and of those they learn from."""
         mine, theirs = list(blocks_of(model)), list(blocks_of(self.teacher))
-        return [(block, theirs[place]) for block, place in zip(mine, evenly(len(mine), len(theirs)), strict=True)]
+        places = evenly(len(mine), len(theirs)) if self.mapping is None else self.mapping
+        return [(block, theirs[place]) for block, place in zip(mine, places, strict=True)]
 
     def finish(self, model: nn.Module) -> nn.Module:
         return without(model, NAME)
