@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ HOSTS = (
 )  # fmt: skip
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # their output channels are axis 1
 Bits = int | Mapping[str, int]
+Scaled = bool | Literal["peak"]
 
 
 # Arithmetic: an operator of its own, so that an export keeps the codes ----------------------------------------------
@@ -129,13 +130,16 @@ def codebook(module: nn.Module, *, centroids: int, zero: bool, scaled: bool) -> 
     return made
 
 
-def _spread(layer: nn.Module, weight: Tensor) -> Tensor:
-    """The root mean square of each output channel, or row of an embedding, in a shape that broadcasts.
+def _spread(layer: nn.Module, weight: Tensor, scaled: Scaled = True) -> Tensor:
+    """The root mean square of each output channel, or row of an embedding, in a shape that broadcasts; or its peak.
 
     So k-means counts the error of a channel against its energy, which is what a batch norm behind it makes equal.
     """
     axis = 1 if isinstance(layer, TRANSPOSED) else 0
-    return weight.detach().square().mean([i for i in range(weight.ndim) if i != axis], keepdim=True).sqrt()
+    others = [i for i in range(weight.ndim) if i != axis]
+    if scaled == "peak":
+        return weight.detach().abs().amax(others, keepdim=True)
+    return weight.detach().square().mean(others, keepdim=True).sqrt()
 
 
 # Sharing --------------------------------------------------------------------------------------------------------------
@@ -143,15 +147,16 @@ def plan(
     model: nn.Module,
     *,
     bits: Bits = 5,
-    scaled: bool | None = None,
+    scaled: Scaled | None = None,
     skip: Sequence[str] = (),
 ) -> list[Edit]:
     """One edit for each layer whose weights are to be shared; bits=32 leaves all as they are.
 
     bits: of a code, 1 to 8; or patterns of paths with theirs, {"*": 5, "features.*": 8}, the last that fits counts and
-    a layer that none fits stays as it is. scaled: one scale per output channel; by default where the model has batch
-    norms. skip: patterns of layers that stay. A layer of fewer weights than twice its values stays, as do two layers
-    that have one weight together. LookupError where nothing is left.
+    a layer that none fits stays as it is. scaled: one scale per output channel, by default where the model has batch
+    norms; "peak" begins with a channel's largest weight in place of its energy. skip: patterns of layers that stay. A
+    layer of fewer weights than twice its values stays, as do two layers that have one weight together. LookupError
+    where nothing is left.
     """
     wanted = dict(bits) if isinstance(bits, Mapping) else {"*": bits}
     for pattern, each in wanted.items():
@@ -162,6 +167,8 @@ def plan(
         if not any(_covers(pattern, path) for path in found):
             raise LookupError(f"{pattern!r} matches no layer of {type(model).__name__} that can be shared")
     scaled = any(isinstance(m, BATCH_NORMS) for m in model.modules()) if scaled is None else scaled
+    if scaled not in (True, False, "peak"):
+        raise OptionError("scaled", f"{scaled!r} is not one of true, false, peak")
     edits = []
     for path, layer in found.items():
         each = [32, *(number for pattern, number in wanted.items() if _covers(pattern, path))][-1]
@@ -170,7 +177,7 @@ def plan(
         zero = bool((layer.weight == 0).any())
         values = min(1 << each, (1 << MOST_BITS) - zero)
         if layer.weight.numel() >= 2 * values:
-            edits.append(Edit(path, "codebook", {"centroids": values, "zero": zero, "scaled": scaled}))
+            edits.append(Edit(path, "codebook", {"centroids": values, "zero": zero, "scaled": bool(scaled)}))
     if not edits and any(each != 32 for each in wanted.values()):
         raise LookupError(f"{type(model).__name__} has no float linear, convolution or embedding layer left to share")
     return edits
@@ -199,7 +206,7 @@ def share(
     *,
     bits: Bits = 5,
     init: str | None = None,
-    scaled: bool | None = None,
+    scaled: Scaled | None = None,
     iterations: int = 50,
     skip: Sequence[str] = (),
     seed: int = 0,
@@ -215,7 +222,7 @@ def share(
     for number, edit in enumerate(edits):
         layer, spec = submodule(model, edit.path), dict(edit.spec)
         start = init or ("mixed" if spec["scaled"] else "linear")
-        found[edit.path] = _clustered(layer, edit.path, spec, start, iterations, seed)
+        found[edit.path] = _clustered(layer, edit.path, spec, scaled or True, start, iterations, seed)
         edits[number] = Edit(edit.path, edit.kind, {**spec, "centroids": len(found[edit.path][0])})
     new = apply(model, edits)
     for path, (centroids, codes, scale) in found.items():
@@ -228,7 +235,7 @@ def share(
 
 
 def _clustered(
-    layer: Any, path: str, spec: Mapping[str, Any], start: str, iterations: int, seed: int
+    layer: Any, path: str, spec: Mapping[str, Any], scaled: Scaled, start: str, iterations: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Shared values (k,), codes and scale of one layer."""
     weight = layer.weight.detach().cpu().float()
@@ -237,7 +244,7 @@ def _clustered(
     known: dict[str, Any] = {"start": start, "iterations": iterations, "seed": seed}
     if not spec["scaled"]:
         return *_coded(weight, spec, **known), None
-    scale = _half(_spread(layer, weight))
+    scale = _half(_spread(layer, weight, scaled))
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # of a channel that is all zero
     for _ in range(ROUNDS):
         centroids, codes = _coded(weight / scale, spec, **known)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from featherweight import artifact
 from featherweight.errors import InputError, OptionError
 from featherweight.methods.kmeans import STARTS, cluster, nearest
-from featherweight.methods.share import Shared, plan, rounded, share
+from featherweight.methods.share import Scaled, Shared, plan, rounded, share
 from featherweight.surgery import Edit, all_of, apply, edits_of, submodule
 from featherweight.train import fit
 
@@ -174,7 +174,7 @@ def test_a_layer_that_is_all_zero_and_one_of_dead_channels() -> None:
     with torch.no_grad():
         model.features[0].weight.zero_()
         model.features[3].weight[2].zero_()
-    for scaled in (True, False):
+    for scaled in (True, False, "peak"):
         new = share(model, bits=3, scaled=scaled)
         assert not new.features[0].weight.any()
         assert not new.features[3].weight[2].any()
@@ -187,7 +187,7 @@ def test_scales_are_what_makes_channels_of_different_size_bearable() -> None:
         layer.weight.mul_(torch.logspace(-3, 1, 16).reshape(-1, 1, 1, 1))
     model = nn.Sequential(layer)
 
-    def error(scaled: bool) -> float:
+    def error(scaled: Scaled) -> float:
         found = share(model, bits=4, scaled=scaled)[0].weight.detach()
         return float(
             (
@@ -197,6 +197,19 @@ def test_scales_are_what_makes_channels_of_different_size_bearable() -> None:
 
     assert error(True) < 0.15
     assert error(False) > 0.5
+
+
+def test_channels_are_measured_by_their_energy_or_their_peak() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(500, 8, bias=False))
+    largest = {
+        scaled: float(share(model, bits=5, scaled=scaled)[0].centroids.detach().abs().max())
+        for scaled in (True, "peak")
+    }
+    assert 0.9 < largest["peak"] < 1.1  # of a uniform distribution the peak is sqrt(3) times its energy
+    assert 0.9 * 3**0.5 < largest[True] < 1.1 * 3**0.5
+    with pytest.raises(OptionError, match="'peaks' is not one of true, false, peak"):
+        plan(model, scaled="peaks")  # type: ignore[arg-type]
 
 
 def test_values_and_scales_fit_into_half_precision() -> None:
