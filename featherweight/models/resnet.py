@@ -8,6 +8,7 @@ are not here: teachers of that size come from timm.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,12 @@ class ResNetConfig:
     in_chans: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("widths", "depths", "image_size"):
+        size: Any = self.image_size
+        object.__setattr__(self, "image_size", (size, size) if isinstance(size, int) else tuple(size))
+        for name in ("widths", "depths"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            raise OptionError("image_size", f"{self.image_size} is not a height and a width")
         if not 1 <= len(self.widths) <= 4 or len(self.widths) != len(self.depths):
             raise OptionError("depths", f"{self.depths} and widths {self.widths} must name the same 1 to 4 stages")
         if self.stem not in ("imagenet", "small"):

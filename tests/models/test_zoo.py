@@ -72,6 +72,7 @@ def test_options_override_the_table() -> None:
     assert model.head.out_features == 3
     assert len(model.blocks) == 1
     assert zoo.base_of(model)["config"]["num_classes"] == 3
+    assert zoo.create("resnet_digits", image_size=40).config.image_size == (40, 40)
 
 
 def test_a_copy_is_still_what_it_was_built_as() -> None:
@@ -95,6 +96,7 @@ def test_a_copy_is_still_what_it_was_built_as() -> None:
         ("vit_digits", {"mlp_ratio": float("nan")}, "is not in"),
         ("vit_digits", {"image_size": [48, 48, 48]}, "image_size"),
         ("resnet_digits", {"widths": 24}, "must look like"),
+        ("resnet_digits", {"image_size": [48]}, "is not a height and a width"),
         ("timm:../evil", {}, "is not a name of timm's"),
         ("timm:vit_tiny_patch16_224", {"pretrained": True}, "no such field"),
     ],
