@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models of the Hugging Face hub: fetched when a pipeline is asked for one by name, pushed by explicit command.
 
-Nothing of it happens by itself: a name of the hub is looked up only where a text task was asked for and no such folder
-is here, and only weights as .safetensors, configurations and tokenizers are taken. Needs huggingface_hub.
+Nothing of it happens by itself: a name of the hub is looked up only where a task was asked for and no such folder is
+here, and only weights as .safetensors, configurations and tokenizers are taken. Needs huggingface_hub.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ from typing import Any
 
 from featherweight.errors import FeatherweightError, InputError, OptionError, missing_extra, shown
 from featherweight.runtime.record import RECORD, WEIGHTS
+from featherweight.sources import EXPORTS, WEIGHT_FILES
 
-NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+NAME = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
 WANTED = ("*.json", "*.safetensors", "vocab.txt", "merges.txt", "*.model")
 CARD = "README.md"
 
 
 def is_name(model: object) -> bool:
     """Whether this could be a name of the hub and is no path."""
-    return isinstance(model, str) and NAME.fullmatch(model) is not None and not os.path.lexists(model)
+    if not isinstance(model, str) or NAME.fullmatch(model) is None or os.path.lexists(model):
+        return False
+    return Path(model).suffix not in (*EXPORTS, *WEIGHT_FILES) and not model.startswith("runs/")
 
 
-def fetched(name: str, *, revision: str | None = None) -> Path:
+def fetched(name: str, *, revision: str | None = None, token: str | bool | None = None) -> Path:
     """The folder of a model of the hub, from its cache if it is there; FeatherweightError where it cannot be had."""
     hub = _library(f"the hub's model {name}")
-    asked: dict[str, Any] = {"repo_id": name, "revision": revision, "allow_patterns": list(WANTED)}
+    asked: dict[str, Any] = {"repo_id": name, "revision": revision, "token": token, "allow_patterns": list(WANTED)}
     try:
         return Path(hub.snapshot_download(**asked, local_files_only=True))
     except (OSError, ValueError):

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featherweight import hub, sources
 from featherweight.doors import image
 from featherweight.errors import OptionError, closest, shown
 from featherweight.pictures import check_batch_size, each, load
 from featherweight.pipelines_detection import ObjectDetection
 from featherweight.pipelines_questions import QuestionAnswering
 from featherweight.pipelines_text import TextClassification
+from featherweight.pipelines_usual import of_call, of_pipeline
 from featherweight.runners import Answer, Runner, open_runner
 from featherweight.runners_text import open_text
 from featherweight.runtime.activations import FUNCTIONS
@@ -45,11 +47,13 @@ def pipeline(
     """A callable that answers for pictures or texts; the task is taken from the model where it is not named.
 
     model: a folder of ours, a run (`runs/latest`), a .onnx or .xml file that we exported, a folder of the transformers
-    library with a text model, or a torch module. tokenizer: of a text model that comes without one: a folder, or one of
-    transformers. backend: "torch", "onnxruntime", "openvino", or what the model comes with. kwargs: `classes`,
-    `preprocess`, `arch` and `max_pixels` for the model, `precision` and `cache` of `runtime.session.open_session` for
-    an exported file, and defaults for the call (of the task's `OPTIONS`).
+    library with a text model or an image classifier, a torch module, or with a task OWNER/NAME of the hub. tokenizer:
+    of a text model that comes without one: a folder, or one of transformers. backend: "torch", "onnxruntime",
+    "openvino", or what the model comes with. kwargs: `classes`, `preprocess` (or transformers' `image_processor`),
+    `arch` and `max_pixels` for the model, `revision` and `token` for the hub, `precision` and `cache` of
+    `runtime.session.open_session` for an exported file, and defaults for the call (of the task's `OPTIONS`).
     """
+    kwargs = of_pipeline(kwargs)
     named = ALIASES.get(task, task) if isinstance(task, str) else task
     if named is not None:
         _check_task(named)
@@ -57,9 +61,12 @@ def pipeline(
         raise OptionError("model", "is missing: name a folder, a run or an exported file; nothing is downloaded")
     opening: dict[str, Any] = {key: kwargs.pop(key) for key in ("classes", "preprocess", "arch") if key in kwargs}
     running = {key: kwargs.pop(key) for key in ("precision", "cache") if key in kwargs}
+    fetching = {key: kwargs.pop(key) for key in ("revision", "token") if key in kwargs}
     _check_options(kwargs, [TASKS[named]] if named else list(TASKS.values()))
     check_batch_size(batch_size)
     opening |= {"backend": backend, "device": device, "threads": threads, "running": running}
+    if named is not None and (named in TEXT_TASKS or sources.is_hub_like(model)) and hub.is_name(model):
+        model = hub.fetched(model, **fetching)
     runner = _opened(named, model, tokenizer, opening)
     if running and runner.backend == "torch":
         raise OptionError(next(iter(running)), "goes with exported files; export the model, or give it in that type")
@@ -91,7 +98,7 @@ def _check_options(given: Mapping[str, Any], kinds: list[Any]) -> None:
     pictures = ["max_pixels"] if any(kind.task not in TEXT_TASKS for kind in kinds) else []
     options = dict.fromkeys([*(name for kind in kinds for name in kind.OPTIONS), *pictures])
     known = (*options, "classes", "preprocess", "arch", "tokenizer", "device", "batch_size", "backend", "threads")
-    known += ("precision", "cache")
+    known += ("precision", "cache", "revision", "token")
     for key in given:
         if key not in options:
             raise OptionError(key, f"no such option of a pipeline; {closest(key, known)}Known: {', '.join(known)}")
@@ -125,7 +132,7 @@ class ImageClassification:
         """
         size = self.batch_size if batch_size is None else batch_size
         check_batch_size(size)
-        chosen = _options(**{**self.options, **options})
+        chosen = _options(**{**self.options, **of_call(options)})
         return each(inputs, lambda pictures: self._stream(pictures, size, chosen))
 
     def preprocess(self, picture: Any) -> NDArray[np.float32]:

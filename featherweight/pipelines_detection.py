@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from featherweight.doors import image
 from featherweight.errors import OptionError, closest
 from featherweight.pictures import check_batch_size, each, load
+from featherweight.pipelines_usual import of_call
 from featherweight.runners import Runner
 from featherweight.runtime.letterbox import Placement
 from featherweight.runtime.nms import Nms
@@ -78,7 +79,7 @@ class ObjectDetection:
         A picture is a path, bytes, a PIL image, a uint8 array (H, W, 3) or (H, W), or a tensor (3, H, W). The options
         are those of `Call`.
         """
-        size, call = self.batch_size if batch_size is None else batch_size, _call({**self.options, **options})
+        size, call = self.batch_size if batch_size is None else batch_size, _call({**self.options, **of_call(options)})
         check_batch_size(size)
         return each(inputs, lambda pictures: self._stream(pictures, size, call))
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from featherweight.errors import OptionError, closest
 from featherweight.pictures import check_batch_size
+from featherweight.pipelines_usual import of_call
 from featherweight.runners_text import TextRunner
 from featherweight.runtime.spans import Found, best, best_spans, characters, merged
 from featherweight.runtime.wordpiece import Encoding
@@ -87,7 +88,7 @@ class QuestionAnswering:
         A question is {"question", "context"}; see `texts.questions` for the other forms. The options are those of
         `Call`; with top_k above 1 an answer is a list. InputError for a question or a context that is missing or empty.
         """
-        size, call = self.batch_size if batch_size is None else batch_size, _call({**self.options, **options})
+        size, call = self.batch_size if batch_size is None else batch_size, _call({**self.options, **of_call(options)})
         check_batch_size(size)
         inputs = questions(args, {"question": question, "context": context, "data": data})
         if isinstance(inputs, list) and len(inputs) == 1:

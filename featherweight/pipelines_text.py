@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from featherweight.errors import InputError, OptionError, closest, shown
 from featherweight.pictures import check_batch_size
+from featherweight.pipelines_usual import of_call
 from featherweight.runners_text import TextRunner
 from featherweight.runtime.activations import FUNCTIONS
 from featherweight.runtime.wordpiece import Encoding
@@ -36,7 +37,8 @@ class Call:
     truncation: bool | str = False  # whether a text that is too long is cut
     max_length: int | None = None  # tokens of the longest text; None: what the model takes
     padding: bool | str = True
-    return_all_scores: bool = False  # the old word for top_k=None
+    return_all_scores: bool = False  # version 4's word for top_k=None, whose answers have one list more
+    add_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         count = self.top_k
@@ -81,11 +83,11 @@ class TextClassification:
         A text is a str, or {"text", "text_pair"} for two. The options are those of `Call`. InputError for what is no
         text, and for one longer than the model takes unless `truncation` is asked for.
         """
+        options = of_call(options)
         size, call = self.batch_size if batch_size is None else batch_size, _call({**self.options, **options})
         check_batch_size(size)
         answer = each(inputs, lambda texts: self._stream(texts, size, call), single=is_single)
-        now = {"top_k", "return_all_scores"} & set(options)
-        return [answer] if isinstance(inputs, str) and not now else answer
+        return [answer] if isinstance(inputs, str) and "top_k" not in options else answer
 
     def preprocess(self, text: Any, call: Call | None = None) -> Encoding:
         """One text -> its tokens."""
@@ -93,9 +95,8 @@ class TextClassification:
         one: Text = text_of(text)
         cut = truncation_of(call.truncation)
         limit = min((n for n in (call.max_length, longest) if n is not None), default=None)
-        encoding, *_ = self.tokens.encode(
-            one.text, one.pair, max_length=limit if cut else None, strategy=cut or "longest_first"
-        )
+        how: dict[str, Any] = {"max_length": limit if cut else None, "strategy": cut or "longest_first"}
+        encoding, *_ = self.tokens.encode(one.text, one.pair, specials=call.add_special_tokens, **how)
         if longest is not None and len(encoding.ids) > longest:
             count = f"has {len(encoding.ids)} tokens, the model takes {longest}"
             raise InputError("text", "too_large", f"{count}; truncation=True cuts it")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from featherweight import hub, sources
+from featherweight import sources
 from featherweight.coding import SUFFIX
 from featherweight.doors import json as strict_json
 from featherweight.errors import InputError, OptionError
@@ -172,8 +172,6 @@ def open_text(
     given: dict[str, Any] = {"task": task, "tokens": tokens, "classes": tuple(classes)}
     if not isinstance(model, (str, os.PathLike)):
         return _of_module(model, device=device, threads=threads, backend=backend, **given)
-    if task in TEXT_TASKS and hub.is_name(model):
-        model = hub.fetched(os.fspath(model))
     if (folder := _folder_of_transformers(model, backend)) is not None:
         return _of_folder(folder, device=device, threads=threads, **given)
     source = sources.find(model, backend=backend)

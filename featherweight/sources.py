@@ -60,6 +60,11 @@ def find(model: str | os.PathLike[str], *, backend: str = "auto", arch: str | No
     return replace(found, name=name)
 
 
+def is_hub_like(model: object) -> bool:
+    """Whether this may be OWNER/NAME of the hub: our own names have no owner, and timm/NAME is one of timm."""
+    return isinstance(model, str) and "/" in model and not model.startswith("timm/")
+
+
 def is_run(folder: Path) -> bool:
     """Whether this is the folder of a run: a model, exported files or a recipe inside."""
     inside = (f"model/{RECORD}", *RUN_EXPORTS, "config.yaml")

@@ -123,6 +123,7 @@ HOUSE = (
         "boxes_over",
         "pipelines",
         "pipelines_detection",
+        "pipelines_usual",
         "texts",
         "pipelines_text",
         "pipelines_questions",

@@ -304,6 +304,8 @@ def test_shapes_and_scores_are_those_of_transformers() -> None:
     small = Image.fromarray(tiny_files.picture(size=(32, 32)))  # no resizing, which differs by a rounding
     for options in ({}, {"top_k": 2}, {"top_k": 99}, {"function_to_apply": "sigmoid"}, {"function_to_apply": "none"}):
         same(ours(small, **options), theirs(small, **options))
+    given = pipeline("image-classification", model, image_processor=processor)
+    same(given(small, timeout=3, num_workers=0), theirs(small, timeout=3, num_workers=0))
     same(ours([small]), theirs([small]))
     same(ours([small, small], batch_size=2), theirs([small, small], batch_size=2))
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from tiny_text import same
 
-from featherweight import artifact, pipeline
+from featherweight import artifact, hub, pipeline
 from featherweight.errors import FeatherweightError, InputError, OptionError
 from featherweight.export import openvino, text
 from featherweight.models import pretrained
@@ -284,3 +284,35 @@ assert not {"torch", "transformers", "tokenizers"} & set(sys.modules)
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     same(json.loads(done.stdout), pipeline(model=files / "ours")(TEXTS, top_k=None))
+
+
+def test_options_that_calls_of_transformers_bring_along(files: Path, classify: Any) -> None:
+    usual = {"num_workers": 2, "framework": "pt", "trust_remote_code": False, "use_fast": True, "dtype": "auto"}
+    made = pipeline("sentiment-analysis", files / "model.onnx", **usual, torch_dtype=None, revision="main", token=None)
+    assert made("king", num_workers=0, timeout=3) == classify("king")
+    theirs = transformers.pipeline("text-classification", model=classifier(), tokenizer=TOKENIZER, device="cpu")
+    same(classify("king", add_special_tokens=False), theirs("king", add_special_tokens=False))
+    for options, words in (
+        ({"num_workers": -1}, "num_workers: must be 0"),
+        ({"timeout": 0}, "timeout: must be more"),
+        ({"framework": "tf"}, "'tf' is not run here"),
+        ({"trust_remote_code": True}, "no code out of"),
+        ({"dtype": "float16"}, "type of its weights"),
+    ):
+        with pytest.raises(OptionError, match=words):
+            pipeline("sentiment-analysis", files / "model.onnx", **options)
+
+
+def test_all_scores_as_version_4_gave_them(classify: Any) -> None:
+    scores = classify("king", top_k=None)
+    assert classify("king", return_all_scores=True) == [scores]
+    assert classify(["king", "king"], return_all_scores=True) == [scores, scores]
+    assert classify("king", return_all_scores=False) == [scores[0]]
+
+
+def test_what_is_a_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    assert hub.is_name("somebody/model") and hub.is_name("model")
+    for name in ("here", "a/b/c", "export/model.onnx", "runs/latest", "../up", Path("somebody/model"), None):
+        assert not hub.is_name(name), name
