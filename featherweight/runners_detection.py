@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featherweight.errors import InputError, OptionError
+from featherweight.runtime.maps import Maps
 from featherweight.runtime.nms import DETECTIONS, PREDICTIONS, Nms, by_image
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from featherweight.runners import Runner
 
 Found = list[NDArray[np.float64]]
+NOT_FINITE = "answers with numbers that are not finite; export it in float32"
 
 
 def of_torch(model: nn.Module, batch: Tensor, nms: Nms, *, augment: bool) -> Found:
@@ -50,18 +52,30 @@ def _decoded(model: nn.Module, batch: Tensor, augment: bool) -> Tensor:
     return decode(model(batch), inner.head.anchors, inner.head.strides)
 
 
-def of_file(answers: Sequence[Mapping[str, NDArray[Any]]], counts: Sequence[int], nms: Nms, path: object) -> Found:
-    """The outputs of an exported file for each part of a batch -> detections of each picture."""
+def of_file(
+    answers: Sequence[Mapping[str, NDArray[Any]]],
+    counts: Sequence[int],
+    nms: Nms,
+    path: object,
+    *,
+    maps: Maps | None = None,
+) -> Found:
+    """The outputs of an exported file for each part of a batch -> detections of each picture. maps: of raw ones."""
     found: Found = []
     for part, count in zip(answers, counts, strict=True):
-        if DETECTIONS in part:
+        if maps is not None:
+            levels = [part[name] for name in maps.names]
+            if not all(np.isfinite(level[..., 4]).all() for level in levels):  # suppression drops the other rows
+                raise InputError(path, "non_finite", NOT_FINITE)
+            found += [nms(maps.predictions([level[i] for level in levels], nms.confidence)) for i in range(count)]
+        elif DETECTIONS in part:
             found += [_allowed(one, nms) for one in by_image(part[DETECTIONS], count)]
         elif PREDICTIONS in part:
             if not np.isfinite(part[PREDICTIONS]).all():
-                raise InputError(path, "non_finite", "answers with numbers that are not finite; export it in float32")
+                raise InputError(path, "non_finite", NOT_FINITE)
             found += nms.batch(part[PREDICTIONS])
         else:
-            text = f"answers with {', '.join(part)}; detections come from a file in the form decoded or end2end"
+            text = f"answers with {', '.join(part)}; detections come from a file that featherweight exported"
             raise InputError(path, "bad_schema", text)
     return found
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from featherweight import runners_detection, sources
 from featherweight.errors import InputError, OptionError
 from featherweight.runners import KEPT, Answer, mask
+from featherweight.runtime.maps import maps_in
 from featherweight.runtime.metadata import names_in, preprocess_in
 from featherweight.runtime.nms import THRESHOLDS, Nms, thresholds
 from featherweight.runtime.preprocess import Preprocess
@@ -50,6 +51,7 @@ class FileRunner:
             text = f"takes pictures of {port.shape[2:]}, but its metadata say {size}"
             raise InputError(path, "shape_mismatch", text)
         names = [output.name for output in self.session.outputs]
+        self.maps = maps_in(told, names, path)
         self.output = "logits" if "logits" in names else names[0]
         self.fixed = port.shape[0]
 
@@ -74,7 +76,7 @@ class FileRunner:
         size = self.fixed or len(images)
         parts = [images[i : i + size].astype(port.dtype) for i in range(0, len(images), size)]
         answers = [self._run(port.name, part, size, told) for part in parts]
-        return runners_detection.of_file(answers, [len(part) for part in parts], nms, self.path)
+        return runners_detection.of_file(answers, [len(part) for part in parts], nms, self.path, maps=self.maps)
 
     def _run(
         self, name: str, images: NDArray[Any], size: int, told: Mapping[str, NDArray[Any]] | None = None

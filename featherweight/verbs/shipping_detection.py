@@ -71,9 +71,7 @@ def files(
     if "openvino" in formats:
         xml = folder / names["openvino"]
         found.append(openvino.export_detector(target, xml, model=made, images=seen, form=asked, half=half, **limits))
-    lost = (
-        {} if made is model or form == "raw" else _average_precision(model, found, scenes, preprocess, classes, images)
-    )
+    lost = {} if made is model else _average_precision(model, found, scenes, preprocess, classes, images)
     if "onnx" not in formats:
         target.unlink()
     return [(one, {"of": "predictions", **lost.get(one.path, {})}) for one in found]

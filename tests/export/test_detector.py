@@ -12,9 +12,12 @@ import torch
 from tiny_detector import small
 from torch import nn
 
-from featherweight.errors import CheckFailed, OptionError
+from featherweight.errors import CheckFailed, InputError, OptionError
 from featherweight.models import zoo
+from featherweight.runners import open_runner
+from featherweight.runtime.maps import maps_in
 from featherweight.runtime.nms import Nms
+from featherweight.runtime.preprocess import Preprocess
 from featherweight.runtime.session import Session, open_session
 
 pytest.importorskip("onnx")
@@ -22,9 +25,11 @@ pytest.importorskip("onnx")
 import onnx
 
 from featherweight.export import detector, suppression
+from featherweight.export.check import describe
 from featherweight.export.detector import Form
 
 IMAGES = fill.image("a detector's images", (3, 3, 32, 48))
+ABOUT = describe(task="object-detection", preprocess=Preprocess((32, 48)))
 
 
 def opened(path: Path, backend: str = "onnxruntime") -> Session:
@@ -48,6 +53,51 @@ def test_predictions_at_any_batch_and_size(form: str, tmp_path: Path) -> None:
             assert [g.shape for g in got] == [e.shape for e in expected]
             for ours, theirs in zip(expected, got, strict=True):
                 np.testing.assert_allclose(theirs, ours, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.2, 0.5, 1.0])
+def test_raw_maps_are_decoded_where_a_box_can_be(confidence: float, tmp_path: Path) -> None:
+    """What the threshold lets through is what decoding everything gives, and so are the detections of a runner."""
+    model = small()
+    with torch.no_grad():
+        for layer in model.head.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.mul_(4.0)  # objectness on both sides of the threshold
+    exported = detector.export(model, tmp_path / "raw.onnx", IMAGES, form="raw", metadata=ABOUT)
+    session, everything = opened(exported.path), detector.answers(model, IMAGES)[0]
+    maps = maps_in(session.metadata, [output.name for output in session.outputs], exported.path)
+    answers = session.run({"images": IMAGES.numpy()})
+    counts = []
+    for i, whole in enumerate(everything):
+        found = maps.predictions([answers[name][i] for name in maps.names], confidence)
+        wanted = whole[whole[:, 4] >= confidence]
+        np.testing.assert_allclose(found[found[:, 4] >= confidence], wanted, atol=1e-3, rtol=1e-5)
+        counts.append((len(found), len(whole)))
+    assert confidence != 0.0 or all(few == all_of_them for few, all_of_them in counts)
+    assert confidence == 0.0 or all(few < all_of_them for few, all_of_them in counts)
+    nms = Nms(confidence)
+    detected = open_runner(exported.path).detect(IMAGES.numpy(), nms)
+    for ours, theirs in zip(detected, nms.batch(everything), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("anchors", None, "lack anchors or strides"),
+        ("anchors", "[[1, 2]]", "do not fit its outputs"),
+        ("anchors", "[[[1, 2], [3]]]", "do not fit its outputs"),
+        ("strides", '["a"]', "do not fit its outputs"),
+        ("strides", "[8", "bad_json"),
+    ],
+)
+def test_raw_maps_that_are_not_explained_are_refused(key: str, value: str | None, says: str) -> None:
+    told = {"anchors": "[[[1, 2], [3, 4]]]", "strides": "[8]"}
+    assert maps_in(told, ["level0"], "d.onnx") is not None
+    assert maps_in(told, ["predictions"], "d.onnx") is None
+    told = {name: text for name, text in (told | {key: value}).items() if text is not None}
+    with pytest.raises(InputError, match=says):
+        maps_in(told, ["level0"], "d.onnx")
 
 
 def test_suppression_in_the_file(tmp_path: Path) -> None:
