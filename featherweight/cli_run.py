@@ -159,6 +159,7 @@ def get(
     *,
     out: Annotated[str, Parameter(help="the folder for the file")] = "weights",
     sha256: Annotated[str | None, Parameter(help="of the file, at least 8 digits, where its name has none")] = None,
+    whole: Annotated[bool, Parameter(help="of hf:OWNER/NAME all that a model's folder has, into out/NAME")] = False,
 ) -> int:
     """Download weights; the only command that does."""
     from featherweight.tables import size
@@ -166,6 +167,8 @@ def get(
 
     screen = current()
     screen.say(line("get", shown(source)))
+    if whole:
+        return _whole(source, out, sha256)
     found = fetching.get(source, folder=out, sha256=sha256)
     screen.answer(line("file", f"{shown(found.path)}, {size(found.size_bytes)}, sha256 {found.sha256}"))
     screen.emit({"path": str(found.path), "url": found.url, "sha256": found.sha256, "size_bytes": found.size_bytes})
@@ -174,6 +177,20 @@ def get(
         f"featherweight info {shown(found.path)} --arch {arch}",
         f"featherweight val {shown(found.path)} --arch {arch} --data YOUR_DATA",
     )
+    return 0
+
+
+def _whole(source: str, out: str, sha256: str | None) -> int:
+    """Download a model's folder from the hub."""
+    from featherweight import hub
+
+    if not source.startswith("hf:") or sha256 is not None:
+        raise OptionError("--whole", "goes with hf:OWNER/NAME, whose files the hub checks itself; leave --sha256 out")
+    screen = current()
+    place = hub.get(source, folder=out)
+    screen.answer(line("folder", shown(place)))
+    screen.emit({"path": str(place), "name": source.removeprefix("hf:")})
+    screen.next(f"featherweight info {shown(place)}")
     return 0
 
 

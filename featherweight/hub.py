@@ -19,7 +19,7 @@ from featherweight.sources import EXPORTS, WEIGHT_FILES
 
 NAME = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?")
 WANTED = ("*.json", "*.safetensors", "vocab.txt", "merges.txt", "*.model")
-CARD = "README.md"
+MORE = ("README.md", "*.onnx", "*.xml", "openvino_model.bin", "*.fwz")  # the card and files that were exported
 
 
 def is_name(model: object) -> bool:
@@ -40,6 +40,21 @@ def fetched(name: str, *, revision: str | None = None, token: str | bool | None 
     return Path(_asked(lambda: hub.snapshot_download(**asked), f"{shown(name)} is no folder here"))
 
 
+def get(name: str, *, folder: str | os.PathLike[str] = "models", revision: str | None = None) -> Path:
+    """Download a model of the hub, OWNER/NAME, with its tokenizer and card; gives the folder, `folder`/NAME.
+
+    OptionError for what is no such name, FeatherweightError where the hub cannot be reached or refuses.
+    """
+    name = name.removeprefix("hf:")
+    if not NAME.fullmatch(name) or "/" not in name:
+        raise OptionError("name", f"{shown(name)!r} is no name of the hub; give OWNER/NAME")
+    hub = _library("getting a model from the hub")
+    place = Path(folder) / name.rpartition("/")[2]
+    asked: dict[str, Any] = {"repo_id": name, "revision": revision, "local_dir": str(place)}
+    _asked(lambda: hub.snapshot_download(**asked, allow_patterns=[*WANTED, *MORE]), f"{shown(name)} was not fetched")
+    return place
+
+
 def push(
     folder: str | os.PathLike[str], name: str, *, private: bool = False, token: str | None = None, message: str = ""
 ) -> str:
@@ -58,8 +73,7 @@ def push(
     api = hub.HfApi(token=token)
     what = f"{shown(folder)} was not pushed"
     _asked(lambda: api.create_repo(name, private=private, exist_ok=True), what)
-    patterns = [*WANTED, CARD, "*.onnx", "*.xml", "*.bin", "*.fwz"]
-    given = {"repo_id": name, "folder_path": str(folder), "allow_patterns": patterns}
+    given = {"repo_id": name, "folder_path": str(folder), "allow_patterns": [*WANTED, *MORE]}
     done = _asked(lambda: api.upload_folder(**given, commit_message=message or "Model of featherweight"), what)
     return str(getattr(done, "repo_url", None) or f"https://huggingface.co/{name}")
 
