@@ -78,9 +78,11 @@ class Setting:
     temperature: float = 4.0
 
 
+DENSITIES = {"0": 0.66, "2": 0.12, "5": 0.08, "7": 0.19}  # of LeNet-5
 NETS = {
     "lenet300": Setting(lenet300, {"1": 0.08, "3": 0.09, "5": 0.26}, 25, 0.05, 4, 5, 30, 6),
-    "lenet5": Setting(lenet5, {"0": 0.66, "2": 0.12, "5": 0.08, "7": 0.19}, 20, 0.03, 4, 3, 12, 3),
+    "lenet5": Setting(lenet5, DENSITIES, 20, 0.03, 4, 3, 12, 3),
+    "lenet5_short": Setting(lenet5, DENSITIES, 8, 0.03, 4, 2, 8, 2),  # a dense network as an earlier study had it
 }
 DIVISORS = (1, 2, 4)
 BITS = (6, 5, 4, 3, 2)
@@ -129,7 +131,8 @@ class Study:
         folder, limit = Path(options.data), 2000 if options.quick else None
         self.test = normalized(folder, "test", limit)
         self.train = Pictures(*normalized(folder, "train", limit), seed=seed, augment=options.augment)
-        self.rows, self.seed, self.bits = Rows(options.results), seed, options.bits
+        self.rows, self.seed = Rows(options.results), seed
+        self.bits, self.divisors = options.bits, options.divisors
         torch.manual_seed(seed)
         self.base = self.setting.build()
 
@@ -138,7 +141,7 @@ class Study:
         dense = self.kept("dense", lambda: self.fitted(self.base, self.setting.epochs, self.setting.lr, ()))
         self.row("dense", dense, density=1.0, bits=32)
         model, reached = dense, 1.0
-        for divisor in DIVISORS:
+        for divisor in self.divisors:
             title, before = f"density-{divisor}", model
             model = self.kept(title, lambda b=before, r=reached, d=divisor: self.pruned(b, dense, r, d))
             reached = 1.0 / divisor
@@ -243,6 +246,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder with the four files of Fashion-MNIST")
     parser.add_argument("--net", nargs="*", choices=list(NETS), default=list(NETS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--divisors", nargs="*", type=int, default=list(DIVISORS), help="of the paper's densities")
     parser.add_argument("--bits", nargs="*", type=int, default=list(BITS))
     parser.add_argument("--augment", action="store_true", help="mirror pictures in training")
     parser.add_argument("--work", default="runs/deep_compression", help="folder for the models")

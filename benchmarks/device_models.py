@@ -25,6 +25,7 @@ from featherweight.models import zoo
 from featherweight.models.vit import VisionTransformer
 from featherweight.pictures import load
 from featherweight.runners_torch import TorchRunner
+from featherweight.runtime.maps import maps_in
 from featherweight.runtime.nms import Nms
 from featherweight.runtime.pictures import fitting, open_pictures
 from featherweight.runtime.preprocess import Preprocess
@@ -40,6 +41,7 @@ CALIBRATION = 32
 COMPOSED = "tokens 0.7, MLP and heads cut, int8"
 NNCF = "dense, int8 of NNCF"
 EAGER = "dense, torch eager fp32"
+HEAD = ("its head",)
 EAGER_YOLO, QUICK_YOLO = "torch eager fp32", "torch eager fp32, resized by OpenCV"
 
 
@@ -144,14 +146,20 @@ class Yolo:
         small = prune_channels(self.model, self.images[:1], ratio=YOLO_CUT).eval()
         whole = counting.macs(self.model, self.images[:1])
         self.shares = {"pruned": counting.macs(small, self.images[:1]) / whole}
-        plain, int8 = self.file("dense", self.model), self.file("int8", self.model, rounded=True)
-        cut, cut8 = self.file("pruned", small), self.file("pruned-int8", small, rounded=True)
+        plain, int8 = self.file("dense", self.model), self.file("int8", self.model, skip=HEAD)
+        cut, cut8 = self.file("pruned", small), self.file("pruned-int8", small, skip=HEAD)
+        maps8, all8 = (
+            self.file("int8-raw", self.model, skip=HEAD, form="raw"),
+            self.file("all-int8-raw", self.model, skip=(), form="raw"),
+        )
+        cut_all8 = self.file("pruned-all-int8-raw", small, skip=(), form="raw")
         found: dict[str, Callable[[bytes], Any]] = {EAGER_YOLO: self.eager(threads)}
         found[QUICK_YOLO] = self.eager(threads, quick=True)
         for name, path, precision in (
             ("OpenVINO fp32", plain, "f32"), ("OpenVINO bf16", plain, "bf16"), ("OpenVINO int8", int8, "f32"),
-            ("OpenVINO int8, the rest bf16", int8, "bf16"), ("pruned, OpenVINO bf16", cut, "bf16"),
-            ("pruned, OpenVINO int8", cut8, "f32"), ("pruned, OpenVINO int8, the rest bf16", cut8, "bf16"),
+            ("OpenVINO int8, the rest bf16", int8, "bf16"), ("OpenVINO int8, raw maps", maps8, "f32"),
+            ("OpenVINO int8, its head too, raw maps", all8, "f32"), ("pruned, OpenVINO bf16", cut, "bf16"),
+            ("pruned, OpenVINO int8", cut8, "f32"), ("pruned, OpenVINO int8, its head too, raw maps", cut_all8, "f32"),
         ):  # fmt: skip
             found[name] = self.deployed(path, precision, threads)
         for name, path in also.items():
@@ -159,13 +167,15 @@ class Yolo:
                 found[f"{name}, OpenVINO {precision}"] = self.deployed(path, precision, threads)
         return found
 
-    def file(self, name: str, model: nn.Module, *, rounded: bool = False) -> Path:
+    def file(self, name: str, model: nn.Module, *, skip: Sequence[str] | None = None, form: str = "decoded") -> Path:
+        """skip: what stays float of a model in 8 bits, HEAD for its head; a float model without."""
         path = self.folder / f"yolov7_tiny-{self.side}-{name}.onnx"
         if not path.exists():
             merged = fuse(model, self.images[:1])
-            merged = quantized(merged, self.images) if rounded else merged
+            if skip is not None:
+                merged = quantized(merged, self.images, skip=None if skip is HEAD else skip)
             about = describe(task="object-detection", preprocess=self.preprocess)
-            detector.export(merged, path, self.images[:1], dynamic=False, metadata=about)
+            detector.export(merged, path, self.images[:1], form=form, dynamic=False, metadata=about)
             openvino.convert(path, path.with_suffix(".xml"))
         return path.with_suffix(".xml")
 
@@ -188,11 +198,17 @@ class Yolo:
         sides = (int(size[0] or self.side), int(size[1] or self.side))
         prepare = Preprocess(**{**_fields(self.preprocess), "size": sides})
         opened = open_pictures(path, preprocess=prepare, quick=True, **known)
+        maps = maps_in(opened.session.metadata, [one.name for one in opened.session.outputs], path)
 
         def call(data: bytes) -> Any:
             pixels = load(data)
-            answer = next(iter(opened.run([pixels], copy=False).values()))[0]
-            rows = Nms()(answer if answer.shape[0] > answer.shape[1] else _without_objectness(answer))
+            answers, nms = opened.run([pixels], copy=False), Nms()
+            if maps is not None:
+                answer = maps.predictions([answers[name][0] for name in maps.names], nms.confidence)
+            else:
+                answer = next(iter(answers.values()))[0]
+                answer = answer if answer.shape[0] > answer.shape[1] else _without_objectness(answer)
+            rows = nms(answer)
             return prepare.place(*pixels.shape[:2]).detections(rows)
 
         return call
