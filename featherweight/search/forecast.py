@@ -36,7 +36,7 @@ ANSWERS = 5  # profiled, of which the median is taken
 RACE_SECONDS = 1.0
 SLACK = 0.35  # a forecast may be off by so much before anything was measured
 LEAST_SLACK = 0.1
-FEW = 3  # measured points of a kind after which it has a correction of its own
+FEW = 1  # measured points of a kind after which it has a correction of its own
 LEARNED = 4  # measured points after which the slack is that of the forecasts so far
 
 

@@ -13,6 +13,16 @@ Found = Mapping[str, Any]  # what `points.measured` returned
 F = TypeVar("F", bound=Mapping[str, Any])
 
 
+def last_of_each(results: Sequence[Found]) -> list[dict[str, Any]]:
+    """Of each point what its longest training came to."""
+    best: dict[str, dict[str, Any]] = {}
+    for found in results:
+        known = best.get(found["key"])
+        if known is None or found["images"] > known["images"]:
+            best[found["key"]] = dict(found)
+    return list(best.values())
+
+
 def non_dominated(items: Sequence[T], quality: Callable[[T], float], cost: Callable[[T], float]) -> list[T]:
     """The items that no other beats in both, the cheapest first; of equal ones the first given stays."""
     kept: list[T] = []
@@ -36,18 +46,18 @@ def layers(items: Sequence[T], quality: Callable[[T], float], cost: Callable[[T]
 
 
 def ordered(items: Sequence[Found], limits: Limits, start: Found) -> list[Found]:
-    """The most promising first, judged by agreement: those within the limits, then those least above them.
+    """The most promising first: those within the limits, then those least above them.
 
-    Where a cost is limited agreement decides; where only the loss is, it is front by front, and in a front those first
-    whose loss so far is nearest to what is allowed.
+    Where a cost is limited it is the best judged; where only the loss is, it is front by front, and in a front those
+    first whose loss so far is nearest to what is allowed.
     """
     inside = [item for item in items if not limits.excess(item)]
     outside = sorted((item for item in items if limits.excess(item)), key=lambda i: sum(limits.excess(i).values()))
     if limits.bounded:
-        return sorted(inside, key=lambda i: -float(i["agreement"])) + outside
+        return sorted(inside, key=lambda i: -float(i["judged"])) + outside
     wanted = float(start["top1"]) - (limits.max_drop or 0.0)
     near: list[Found] = []
-    for front in layers(inside, lambda i: float(i["agreement"]), lambda i: float(i[limits.cost])):
+    for front in layers(inside, lambda i: float(i["judged"]), lambda i: float(i[limits.cost])):
         near += sorted(front, key=lambda i: abs(wanted - float(i["top1"])))
     return near + outside
 
@@ -55,7 +65,7 @@ def ordered(items: Sequence[Found], limits: Limits, start: Found) -> list[Found]
 def pick(items: Sequence[F], limits: Limits, start: Found) -> tuple[F, str]:
     """The item for the budget and "", or the nearest with the reason why none fits.
 
-    Of those that fit the most accurate one where a cost is limited, else the cheapest.
+    Of those that fit the best judged one where a cost is limited, else the cheapest.
     """
 
     def drop(item: Found) -> float:
@@ -64,7 +74,7 @@ def pick(items: Sequence[F], limits: Limits, start: Found) -> tuple[F, str]:
     fitting = [item for item in items if not limits.too_much(item, drop(item))]
     if fitting:
         if limits.bounded:
-            return max(fitting, key=lambda i: (i["top1"], i["agreement"], -i[limits.cost])), ""
+            return max(fitting, key=lambda i: (i["judged"], -i[limits.cost])), ""
         return min(fitting, key=lambda i: (i[limits.cost], -i["top1"])), ""
     nearest = min(items, key=lambda i: sum(limits.too_much(i, drop(i)).values()))
     return nearest, _why(items, nearest, limits, drop)

@@ -31,17 +31,17 @@ from featherweight.runtime.preprocess import Preprocess
 from featherweight.runtime.session import available_threads
 from featherweight.search.domain import other_domain
 from featherweight.search.forecast import Forecast, Rates, calibrated
+from featherweight.search.knobs import space_of
+from featherweight.search.lengths import longest, rungs_of
 from featherweight.search.limits import COSTS, Limits, words
 from featherweight.search.points import Ground, Tell, numbers, prepared, probabilities
-from featherweight.search.space import Knob, Space, checked, space_of
+from featherweight.search.space import Knob, Space, checked, split
 from featherweight.search.study import Study
-from featherweight.search.worker import rungs_of
 from featherweight.tasks.classification import scores
 from featherweight.work import Work
 
 START = "start"
 IMAGES = 256  # on which answers are compared with the start's
-SHARE = 8  # the longest training is so many times shorter than what the time allows in all
 TIMED_STEPS = 3
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -68,7 +68,7 @@ class Request:
 
 def check_floor(limits: Limits, runtime: str, threads: int, size: tuple[int, int]) -> None:
     """OptionError for a latency that an empty graph does not reach on this machine."""
-    if limits.latency_ms is None:
+    if limits.latency_ms is None or limits.as_recipe:
         return
     bare = floor(runtime, threads=threads, shape=(1, 3, *size)).p10_ms
     if limits.latency_ms < bare:
@@ -95,7 +95,8 @@ def prepare(
     forecast = calibrated(work.stages[-1].model, calibration, work.task, runtime=request.runtime,
                           threads=request.threads)  # fmt: skip
     per_image = _seconds_per_image(work)
-    full = request.images or _full(request, base, len(loaded.train), per_image)
+    length = {"seconds": request.seconds, "per_image": per_image}
+    full = request.images or longest(base, len(loaded.train), **length)
     small = request.limits.size_bytes is not None
     known: dict[str, Any] = {"preprocess": work.preprocess, "images": len(loaded.train), "full": full, "small": small}
     space = space_of(base, outline, **known)
@@ -111,7 +112,7 @@ def prepare(
         "seed": request.seed,
         "unlabeled": request.unlabeled,
         "asked": request.asked,
-        "rungs": rungs_of(full, base.train.batch_size),
+        "rungs": rungs_of(full, base.train.batch_size, per_image),
         "per_image": per_image,
         "rates": {dtype: asdict(rates) for dtype, rates in forecast.rates.items()},
         "knobs": [asdict(knob) for knob in space.knobs],
@@ -173,8 +174,6 @@ def _began(
     base: Recipe, folder: Path, data: Data | None, given: Mapping[str, nn.Module], pre: Preprocess | None, tell: Tell
 ) -> tuple[Work, Data]:
     """The recipe's prefix, carried out in `start/`, or found there."""
-    from featherweight.search.space import split
-
     spec = base.data or recipes.DataSpec("")
     loaded = data or sets.load(spec.source, max_bad=spec.max_bad, seed=spec.seed, **spec.options)
     prefix, _ = split(base)
@@ -185,8 +184,6 @@ def _began(
 
 def _bare(work: Work, loaded: Data, request: Request, folder: Path, given: Mapping[str, nn.Module]) -> Ground:
     """A ground of which nothing was measured."""
-    from featherweight.search.space import split
-
     prefix, options = split(request.base)
     outline = Outline(work.stages[-1].model.eval(), (3, *work.preprocess.size))
     space = Space(dataclasses.replace(request.base, threads=request.threads), prefix, options, (), {},
@@ -282,13 +279,6 @@ def _seconds_per_image(work: Work) -> float:
         optimizer.step()
         seen += len(batch["label"])
     return max((time.monotonic() - began) / max(seen, 1), 1e-6)
-
-
-def _full(request: Request, base: Recipe, images: int, per_image: float) -> int:
-    """Pictures of the longest training: those of two trainings of the recipe, or fewer where the time is short."""
-    wanted = base.train.epochs * (base.train.images or images)
-    affordable = int(request.seconds * request.workers / per_image / SHARE)
-    return max(2 * base.train.batch_size, min(2 * wanted, affordable))
 
 
 def read(folder: Path) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,12 +18,17 @@ UNITS: dict[str, dict[str, float]] = {  # option -> unit in lower case -> what o
     "max-drop": {"": 0.01, "%": 0.01, "point": 0.01, "points": 0.01},
 }
 EXAMPLES = {"latency": "5ms", "size": "2MB", "macs": "0.3G", "max-drop": "0.5 (points of accuracy)"}
+RECIPE = "recipe"  # a latency that is not more than that of the recipe as it is written
+EQUAL = 1.02  # times another latency: as fast, as far as a race can tell
 COSTS = ("latency_ms", "size_bytes", "macs")  # what a result is counted by, in the order in which a limit decides
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest latency at batch 1, bytes of the file, multiply-adds and loss of accuracy; None: as it comes."""
+    """The largest latency at batch 1, bytes of the file, multiply-adds and loss of accuracy; None: as it comes.
+
+    An infinite latency is that of the recipe as it is written, which is not known yet.
+    """
 
     latency_ms: float | None = None
     size_bytes: float | None = None
@@ -38,6 +44,10 @@ class Limits:
     def bounded(self) -> bool:
         """Whether a cost is limited, not only the loss."""
         return any(getattr(self, name) is not None for name in COSTS)
+
+    @property
+    def as_recipe(self) -> bool:
+        return self.latency_ms == math.inf
 
     def excess(self, costs: Mapping[str, Any]) -> dict[str, float]:
         """Cost -> by how much it is above its limit, as a share of the limit; a cost that is not known is not above."""
@@ -72,9 +82,12 @@ def limits(
     macs: str | float | None = None,
     max_drop: str | float | None = None,
 ) -> Limits:
-    """The limits from what a user writes; a number is milliseconds, bytes, multiply-adds or points of accuracy."""
+    """The limits from what a user writes; a number is milliseconds, bytes, multiply-adds or points of accuracy.
+
+    latency: or "recipe".
+    """
     found = Limits(
-        _number("latency", latency, 1.0),
+        math.inf if latency == RECIPE else _number("latency", latency, 1.0),
         _number("size", size, 1.0),
         _number("macs", macs, 1.0),
         _number("max-drop", max_drop, 0.01),

@@ -16,14 +16,16 @@ from featherweight import recipe as recipes
 from featherweight.doors import yaml as strict_yaml
 from featherweight.latency import verdict
 from featherweight.runtime.session import open_session
-from featherweight.search.front import non_dominated, pick
-from featherweight.search.limits import Limits
+from featherweight.search.front import last_of_each, non_dominated, pick
+from featherweight.search.limits import EQUAL, Limits
 from featherweight.search.points import AT_ONCE, Found, Ground, Tell, alone
+from featherweight.search.space import LOOKS, Space
 from featherweight.tasks.classification import scores
 
 MOST = 10  # models that are raced and saved
 RACE_SECONDS = 10.0
 OPENVINO = "openvino"
+WRITTEN = "written"  # instead of a point's key
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,10 @@ class Search:
         return not self.reason
 
 
-def last_of_each(results: Sequence[Mapping[str, Any]]) -> list[Found]:
-    """Of each point what its longest training came to."""
-    best: dict[str, Found] = {}
-    for found in results:
-        known = best.get(found["key"])
-        if known is None or found["images"] > known["images"]:
-            best[found["key"]] = dict(found)
-    return list(best.values())
+def written_plan(space: Space, name: str) -> recipes.Recipe:
+    """The recipe with its own options and trainings."""
+    steps = tuple(step for step in space.base.steps if step.name not in LOOKS)
+    return dataclasses.replace(space.base, steps=steps, name=name, budget=None)
 
 
 def chosen(results: Sequence[Mapping[str, Any]], limits: Limits, start: Found) -> list[Found]:
@@ -66,11 +64,22 @@ def chosen(results: Sequence[Mapping[str, Any]], limits: Limits, start: Found) -
     return sorted(front, key=lambda f: float(f[limits.cost]))
 
 
-def concluded(ground: Ground, limits: Limits, results: Sequence[Found], written: Found | None, tell: Tell) -> Search:
-    """Race, test and save what is worth having; the pick is by the validation part, the test part is only told."""
+def concluded(
+    ground: Ground,
+    limits: Limits,
+    results: Sequence[Found],
+    written: Found | None,
+    tell: Tell,
+    *,
+    as_recipe: bool = False,
+) -> Search:
+    """Race, test and save what is worth having; the pick is by the validation part, the test part is only told.
+
+    The recipe as it is written is one of those that can be picked. as_recipe: its latency in this race is the limit.
+    """
     ground.forecast.learn(results)
     front = chosen(results, limits, dict(ground.about))
-    raced = {"start": dict(ground.about), **({"written": written} if written else {})}
+    raced = {"start": dict(ground.about), **({WRITTEN: written} if written else {})}
     raced |= {found["key"]: found for found in front}
     tell({"event": "note", "text": f"{len(raced)} models are raced side by side and tested"})
     done = _raced(ground, raced)
@@ -79,10 +88,14 @@ def concluded(ground: Ground, limits: Limits, results: Sequence[Found], written:
         found["drop"] = float(done["start"]["top1"]) - float(found["top1"])
         found["name"] = name
     saved = [_saved(ground, done[found["key"]], number) for number, found in enumerate(front, 1)]
-    best, reason = pick(saved or [done["start"]], limits, done["start"])
+    if written:
+        done[WRITTEN] = _saved(ground, done[WRITTEN], 0)
+    if as_recipe:
+        limits = dataclasses.replace(limits, latency_ms=EQUAL * done[WRITTEN]["latency_ms"])
+    best, reason = pick([*saved, *([done[WRITTEN]] if written else [])] or [done["start"]], limits, done["start"])
     if Path(str(best.get("place", ""))).is_dir():
         files.point(ground.folder / "pick", best["place"])
-    return Search(ground.folder, limits, best, tuple(saved), done["start"], done.get("written"), tuple(results), reason)
+    return Search(ground.folder, limits, best, tuple(saved), done["start"], done.get(WRITTEN), tuple(results), reason)
 
 
 def _raced(ground: Ground, found: Mapping[str, Found]) -> dict[str, Found]:
@@ -101,7 +114,7 @@ def _raced(ground: Ground, found: Mapping[str, Found]) -> dict[str, Found]:
             "p90_ms": times[name].p90_ms,
         }
         new["conditions"] = dataclasses.asdict(times[name].conditions)
-        for other in ("start", "written"):
+        for other in ("start", WRITTEN):
             if other in found and name != other:
                 ratio, interval = times.ratio(name, over=other)
                 new[f"against_{other}"] = {"ratio": ratio, "interval": list(interval), "says": verdict(ratio, interval)}
@@ -126,7 +139,9 @@ def _saved(ground: Ground, found: Found, number: int) -> Found:
     place = ground.folder / "front" / f"{number:02d}-{told}"
     place.mkdir(parents=True, exist_ok=True)
     formats = ["onnx", *([OPENVINO] if ground.runtime == OPENVINO else [])]
-    plan = ground.space.recipe(found["point"], int(found["images"]), f"{ground.folder.name}-{number:02d}")
+    name = f"{ground.folder.name}-{number:02d}"
+    own = found["key"] == WRITTEN
+    plan = written_plan(ground.space, name) if own else ground.space.recipe(found["point"], int(found["images"]), name)
     raw = recipes.plain(dataclasses.replace(plan, output=str(ground.folder.parent)))
     raw["steps"].append({"export": {"formats": formats}})
     files.publish(place / "recipe.yaml", strict_yaml.write(raw).encode())

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from featherweight import files, measure, tables
 from featherweight import page as pages
 from featherweight.errors import clean, missing_extra
-from featherweight.search.outcome import last_of_each
+from featherweight.search.front import last_of_each
+from featherweight.search.outcome import WRITTEN
 
 if TYPE_CHECKING:
     from featherweight.search.outcome import Search
@@ -86,10 +87,17 @@ def _kind(found: Found, search: Search) -> str:
     return "front" if found.get("key") in keys else "tried"
 
 
+def _kind_of_written(search: Search) -> str:
+    return "pick" if search.pick.get("key") == WRITTEN else "written"
+
+
 def _points(search: Search) -> list[dict[str, Any]]:
     """What the plot draws."""
     raced = {item["key"]: item for item in search.front}
-    shown = [("start", "start", search.start), *([("written", "written", search.written)] if search.written else [])]
+    shown = [
+        ("start", "start", search.start),
+        *([("written", _kind_of_written(search), search.written)] if search.written else []),
+    ]
     for found in last_of_each(search.points):
         item = raced.get(found["key"], found)
         shown.append((item["key"], _kind(item, search), item))
@@ -123,7 +131,7 @@ def _values(found: Search, ground: Ground, plan: Mapping[str, Any], story: Seque
     counts = " / ".join(f"{len(part)} {name}" for name in ("train", "val", "test") if (part := getattr(data, name)))
     best, start = cells(found.pick), cells(found.start)
     tested = found.pick.get("test")
-    shown = [("start", found.start), *([("written", found.written)] if found.written else [])]
+    shown = [("start", found.start), *([(_kind_of_written(found), found.written)] if found.written else [])]
     shown += [(_kind(item, found), item) for item in found.front]
     return {
         "title": f"{model.name if model else 'a model'}: {found.limits}",
@@ -212,10 +220,15 @@ def _story(
     knobs = "; ".join(f"{knob['name']} {_span(knob['choices'])}" for knob in plan["knobs"])
     rungs = ", ".join(str(n) for n in plan["rungs"])
     trainings = f"{len(found.points)} trainings of {len(last_of_each(found.points))} points in {seconds:g} s at most"
+    judged = (
+        "A point is judged by its accuracy on the validation part, by the mean probability it gives to the right class "
+        f"there, and by how far its file agrees with the start's on {ground.asked} pictures; and raced with it."
+    )
     told = [
         f"Varied: {knobs}.",
         f"{trainings}; a training sees {rungs} pictures, and the best third of each length goes on to the next.",
-        f"A point is judged by how far its file agrees with the start's on {ground.asked} pictures, and raced with it.",
+        "The last half of the time is for longer trainings of the best.",
+        judged,
         f"{len(hopeless)} points were not trained because of what they would cost.",
         f"{ground.forecast.says()}.",
     ]

@@ -71,7 +71,11 @@ def prepared(ground: Ground, work: Work) -> Sequence[Mapping[str, Tensor]]:
 
 def probabilities(path: Path, batches: Sequence[Mapping[str, Tensor]], runtime: str, threads: int) -> np.ndarray:
     """What a file answers, (N, K) summing to 1."""
-    logits, _ = deploy.answers(open_session(path, backend=runtime, threads=threads), iter(batches))
+    return shares(deploy.answers(open_session(path, backend=runtime, threads=threads), iter(batches))[0])
+
+
+def shares(logits: np.ndarray) -> np.ndarray:
+    """The softmax of (N, K)."""
     exp = np.exp(logits - logits.max(1, keepdims=True))
     return exp / exp.sum(1, keepdims=True)
 
@@ -123,23 +127,34 @@ def carried_out(ground: Ground, plan: Recipe, tell: Tell) -> Found:
     if ground.given:
         known["preprocess"] = ground.work.preprocess
     work = runs.run(plan, project=project, **known)
+    trained = time.monotonic() - began
     stage = [stage for stage in work.stages if stage.kept][-1]
     path = deploy.exported(work, stage)
     found = numbers(ground, work, stage, path)
-    return {**found, "folder": str(work.folder), "seconds": round(time.monotonic() - began, 2)}
+    spent = {"training_s": round(trained, 2), "seconds": round(time.monotonic() - began, 2)}
+    return {**found, "folder": str(work.folder), **spent}
 
 
 def numbers(ground: Ground, work: Work, stage: Stage, path: Path) -> Found:
-    """Accuracy on the validation part, agreement with the start, latency beside the start's, bytes and counts."""
+    """Accuracy on the validation part, agreement with the start, latency beside the start's, bytes and counts.
+
+    expected: the mean probability of the right class, which tells models apart that are right equally often. judged:
+    the mean of accuracy, that, and agreement; each of the three has errors of its own.
+    """
     session = open_session(path, backend=ground.runtime, threads=ground.threads)
-    told = scores(*deploy.answers(session, work.at(stage).batches("val", size=AT_ONCE).epoch(0)))
+    logits, labels = deploy.answers(session, work.at(stage).batches("val", size=AT_ONCE).epoch(0))
+    told = scores(logits, labels)
     batches = prepared(ground, work)
     said = probabilities(path, batches, ground.runtime, ground.threads)
     example = deploy.example(work, stage)
+    agrees = 1.0 if ground.answers is None else agreement(said, ground.answers)
+    expected = float(shares(logits)[np.arange(len(labels)), labels].mean())
     found: Found = {
         "top1": float(told["top1"]),
         "n": int(told["n"]),
-        "agreement": 1.0 if ground.answers is None else agreement(said, ground.answers),
+        "agreement": agrees,
+        "expected": expected,
+        "judged": (float(told["top1"]) + expected + agrees) / 3,
         "params": measure.parameters(stage.model),
         "macs": measure.macs(stage.model, example),
         "size_bytes": measure.size(path),

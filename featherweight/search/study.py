@@ -3,8 +3,9 @@
 
 A trial is a point at one rung: rung 0 trains least, each next one `ETA` times as long, begun anew so that its recipe
 makes it. A worker takes the best third of a rung up as soon as there is a third (ASHA, Li 2018, arXiv 1810.05934), else
-asks the sampler for a new point (TPE with constraints, Bergstra 2011). Everything is in Optuna's storage, so a search
-goes on where it was stopped, and workers on several machines share it; what is claimed twice is done once.
+asks the sampler for a new point (TPE with constraints, Bergstra 2011). At the end the best are trained once more, each
+for as long as the time that is left allows; that is one more rung. Everything is in Optuna's storage, so a search goes
+on where it was stopped, and workers on several machines share it; what is claimed twice is done once.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featherweight.errors import FeatherweightError, OptionError, missing_extra, shown
-from featherweight.search.front import ordered
+from featherweight.search.front import last_of_each, ordered
+from featherweight.search.lengths import ETA, GAIN
 from featherweight.search.limits import Limits
 from featherweight.search.space import Space, key_of
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
-ETA = 3
 FRESH = 8  # points drawn at random before the sampler has something to go by
 GONE_SECONDS = 900.0  # a worker of another machine that has said nothing for so long is gone
 BEAT_SECONDS = 30.0
 NAME = "featherweight-fit"
+KNOWN_ALREADY, PUT_OFF = "known already", "put off until there is more time"
 KNOWN = 4  # points in a row that are known already, after which one is drawn that is not
 DRAWN = 2000  # of which none is new: the space is exhausted
 
@@ -43,6 +45,7 @@ class Job:
     number: int  # of the trial
     point: Mapping[str, Any]
     rung: int
+    images: int | None = None  # of its training, where the rung does not say
 
     @property
     def key(self) -> str:
@@ -73,10 +76,10 @@ class Study:
         self._beaten = 0.0
         self._mine: dict[int, Trial] = {}  # those that this worker claimed
 
-    def enqueue(self, point: Mapping[str, Any], rung: int = 0) -> None:
+    def enqueue(self, point: Mapping[str, Any], rung: int = 0, images: int | None = None) -> None:
         """Let a worker do this next."""
         with _quiet():
-            self._study.enqueue_trial(self.space.parameters(point), user_attrs={"rung": rung})
+            self._study.enqueue_trial(self.space.parameters(point), user_attrs={"rung": rung, "images": images})
 
     def empty(self) -> bool:
         return not self._study.get_trials(deepcopy=False)
@@ -91,26 +94,35 @@ class Study:
         return [t.user_attrs["skipped"] for t in self._study.get_trials(deepcopy=False) if "skipped" in t.user_attrs]
 
     def take_up(self) -> int:
-        """Trials whose worker is gone are queued again: how many."""
-        count = 0
-        for trial in self._study.get_trials(deepcopy=False):
+        """Trials whose worker is gone are queued again: how many. So is what was put off."""
+        trials, count = self._study.get_trials(deepcopy=False), 0
+        queued = [_asked(t) for t in trials if t.state.name != "FAIL"]
+        for trial in trials:
+            if trial.user_attrs.get("why") == PUT_OFF and not trial.user_attrs["rung"] and trial.params not in queued:
+                queued.append(trial.params)
+                with _quiet():
+                    self._study.enqueue_trial(trial.params, user_attrs={"rung": 0})
+        for trial in trials:
             if trial.state.name == "RUNNING" and _gone(trial.user_attrs):
                 with _quiet() as optuna:
-                    attrs = {"rung": trial.user_attrs.get("rung", 0)}
+                    attrs = {"rung": trial.user_attrs.get("rung", 0), "images": trial.user_attrs.get("images")}
                     self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
                     if trial.params:
                         self._study.enqueue_trial(trial.params, user_attrs=attrs)
                         count += 1
         return count
 
-    def next(self, start: Mapping[str, Any], *, finishing: int | None = None) -> Job | None:
+    def next(
+        self, start: Mapping[str, Any], *, finishing: int | None = None, written: Mapping[str, Any] | None = None
+    ) -> Job | None:
         """The next job of this worker, or None where the space is exhausted.
 
-        finishing: no time is left for more than a training at this rung, so the best point that has not had it gets it.
+        finishing: no time is left for more than a training of so many pictures, so the best point that gains by it
+        gets it. written: the recipe as it is written, whose point may be the best.
         """
         known = 0
         while known <= KNOWN or self._draw():
-            self._promote(start, finishing)
+            self._promote(start, finishing, written)
             waiting = any(t.state.name == "WAITING" for t in self._study.get_trials(deepcopy=False))
             if finishing is not None and not waiting:
                 return None
@@ -118,14 +130,16 @@ class Study:
                 trial = self._study.ask()
                 point = self.space.suggested(trial)
             self._mine[trial.number] = trial
-            rung = int(trial.user_attrs.get("rung", 0))
-            trial.set_user_attr("rung", rung)
-            trial.set_user_attr("key", key_of(point))
-            trial.set_user_attr("worker", _here())
+            job = Job(trial.number, point, int(trial.user_attrs.get("rung", 0)), trial.user_attrs.get("images"))
+            for name, value in (("rung", job.rung), ("key", job.key), ("worker", _here())):
+                trial.set_user_attr(name, value)
             self._beat(trial.number, force=True)
-            if not self._known(trial.number, key_of(point), rung):
-                return Job(trial.number, point, rung)
-            self.fail(trial.number, "known already")
+            if finishing is not None and job.rung != self.rungs:
+                self.fail(job.number, PUT_OFF)
+                continue
+            if not self._known(job):
+                return job
+            self.fail(job.number, KNOWN_ALREADY)
             known += 1
         return None
 
@@ -141,15 +155,21 @@ class Study:
                 return True
         return False
 
-    def _promote(self, start: Mapping[str, Any], finishing: int | None) -> None:
+    def _promote(self, start: Mapping[str, Any], finishing: int | None, written: Mapping[str, Any] | None) -> None:
         """Queue what has earned a longer training, the longest first."""
-        top = self.rungs - 1
         if finishing is not None:
-            best = ordered([r for r in self.results() if not self._begun(r, finishing)], self.limits, start)
-            if best and not self._waiting(finishing):
-                self.enqueue(best[0]["point"], finishing)
+            if not self._waiting():
+                done = last_of_each([*self.results(), *([written] if written else [])])
+                best = ordered(done, self.limits, start)
+                fresh = [
+                    r
+                    for r in best
+                    if r["images"] * GAIN <= finishing and not self._begun(r, self.rungs, finishing / GAIN)
+                ]
+                for result in fresh[:1]:
+                    self.enqueue(result["point"], self.rungs, finishing)
             return
-        for rung in range(top - 1, -1, -1):
+        for rung in range(self.rungs - 2, -1, -1):
             results = self.results(rung)
             earned = ordered(results, self.limits, start)[: len(results) // ETA]
             new = [r for r in earned if not self._begun(r, rung + 1)]
@@ -157,24 +177,26 @@ class Study:
                 self.enqueue(new[0]["point"], rung + 1)
                 return
 
-    def _begun(self, result: Mapping[str, Any], rung: int) -> bool:
-        """Whether the point was, is or will be trained at this rung."""
+    def _begun(self, result: Mapping[str, Any], rung: int, images: float = 0.0) -> bool:
+        """Whether the point was, is or will be trained at this rung, on more pictures than these where it says."""
         parameters = self.space.parameters(result["point"])
         for trial in self._study.get_trials(deepcopy=False):
-            same = trial.params or trial.system_attrs.get("fixed_params")
-            if trial.state.name != "FAIL" and trial.user_attrs.get("rung") == rung and same == parameters:
+            same = trial.user_attrs.get("rung") == rung and (trial.user_attrs.get("images") or 0) >= images
+            if same and trial.state.name != "FAIL" and _asked(trial) == parameters:
                 return True
         return False
 
-    def _waiting(self, rung: int) -> bool:
+    def _waiting(self) -> bool:
+        """Whether a last training was queued and not begun."""
         trials = self._study.get_trials(deepcopy=False)
-        return any(t.state.name == "WAITING" and t.user_attrs.get("rung") == rung for t in trials)
+        return any(t.state.name == "WAITING" and t.user_attrs.get("rung") == self.rungs for t in trials)
 
-    def _known(self, number: int, key: str, rung: int) -> bool:
+    def _known(self, job: Job) -> bool:
         """Whether another trial has or does the same; of two that claim it at once the first one stays."""
+        mine = {"key": job.key, "rung": job.rung, "images": job.images}
         for trial in self._study.get_trials(deepcopy=False):
-            mine = trial.user_attrs.get("key") == key and trial.user_attrs.get("rung") == rung
-            if mine and trial.number < number and trial.state.name != "FAIL":
+            same = all(trial.user_attrs.get(name) == value for name, value in mine.items())
+            if same and trial.number < job.number and trial.state.name != "FAIL":
                 return True
         return False
 
@@ -196,7 +218,7 @@ class Study:
         self._attribute(number, "found", dict(found))
         self._attribute(number, "violation", list(self.limits.excess(found).values()) or [0.0])
         with _quiet():
-            self._study.tell(number, [float(found["agreement"]), float(found[self.limits.cost])])
+            self._study.tell(number, [float(found["judged"]), float(found[self.limits.cost])])
 
     def skip(self, number: int, told: Mapping[str, Any], reason: str) -> None:
         """A point that is not worth training: the sampler learns that it is outside the limits."""
@@ -214,7 +236,12 @@ class Study:
     def failures(self) -> list[str]:
         """Why points came to nothing, but for those that were known."""
         told = [t.user_attrs.get("why") for t in self._study.get_trials(deepcopy=False) if t.state.name == "FAIL"]
-        return [why for why in told if why and why != "known already"]
+        return [why for why in told if why and why not in (KNOWN_ALREADY, PUT_OFF)]
+
+
+def _asked(trial: FrozenTrial) -> dict[str, Any]:
+    """The choices of a trial, also of one that waits."""
+    return dict(trial.params or trial.system_attrs.get("fixed_params") or {})
 
 
 def _violation(trial: FrozenTrial) -> list[float]:

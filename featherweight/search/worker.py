@@ -8,78 +8,68 @@ import math
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from featherweight import files
 from featherweight.doors import json as strict_json
-from featherweight.errors import FeatherweightError, clean
+from featherweight.errors import clean
+from featherweight.search.beginnings import CANNOT
+from featherweight.search.front import last_of_each
+from featherweight.search.lengths import Clock
 from featherweight.search.limits import Limits, words
 from featherweight.search.points import Ground, Tell, counted, measured
-from featherweight.search.study import ETA, Job, Study
+from featherweight.search.study import Job, Study
 
-EXPLORE = 0.65  # share of the time for new points; the rest is for the longest training of the best
 FAILED = 12  # points that came to nothing, with none that was measured: the search gives up
 MISSED = 5  # hopeless points in a row, after which one is made that is not
 STRONGER = 4  # of what a knob has left, in a step towards a point that is not hopeless
-OVERHEAD_SECONDS = 6.0  # of a point beside its training, before one was done
-CANNOT = (FeatherweightError, LookupError, TypeError, ValueError, RuntimeError)
 
 
-@dataclass
-class Clock:
-    """How long a search may go on, and what a point at each rung takes."""
+def work(
+    ground: Ground,
+    study: Study,
+    limits: Limits,
+    clock: Clock,
+    tell: Tell,
+    *,
+    points: int | None = None,
+    written: Mapping[str, Any] | None = None,
+) -> int:
+    """Carry out points until the time is up, `points` were measured or none is left; how many were measured.
 
-    seconds: float
-    images: Sequence[int]  # of each rung
-    per_image: float  # seconds of training, measured before
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def left(self) -> float:
-        return self.seconds - (time.monotonic() - self.began)
-
-    def takes(self, rung: int, results: Sequence[Mapping[str, Any]]) -> float:
-        """Seconds of a point at this rung, by those that were done at it, else by its training pictures."""
-        same = [float(r["seconds"]) for r in results if r["images"] == self.images[rung]]
-        if same:
-            return sum(same) / len(same)
-        beside = [float(r["seconds"]) - r["images"] * self.per_image for r in results]
-        overhead = max(0.0, sum(beside) / len(beside)) if beside else OVERHEAD_SECONDS
-        return overhead + self.images[rung] * self.per_image
-
-    def finishing(self, results: Sequence[Mapping[str, Any]]) -> int | None:
-        """The rung that the best point is to have before the time is up; None while there is time for new points."""
-        top = len(self.images) - 1
-        if self.left > max((1 - EXPLORE) * self.seconds, self.takes(top, results)) or not results:
-            return None
-        return next((rung for rung in range(top, 0, -1) if self.takes(rung, results) <= self.left), None)
-
-
-def work(ground: Ground, study: Study, limits: Limits, clock: Clock, tell: Tell, *, points: int | None = None) -> int:
-    """Carry out points until the time is up, `points` were measured or none is left; how many were measured."""
+    written: what the recipe as it is written came to.
+    """
     count, missed = 0, 0
     while points is None or count < points:
         results = study.results()
-        if clock.takes(0, results) > clock.left:
+        known = [*results, *([written] if written else [])]
+        finishing = clock.finishing(known) if results else None
+        if clock.takes(0, known) > clock.left or finishing == 0:
             break
-        if clock.left < (1 - EXPLORE) * clock.seconds and results and clock.finishing(results) is None:
-            break
-        ground.forecast.learn(results)
+        ground.forecast.learn(known)
+        wanted = replace(limits, **cheapest(known, limits, ground.about))
         if not results and len(study.failures()) >= FAILED:
             break
         if missed >= MISSED:
-            study.enqueue(within(ground, limits, seed=len(study.hopeless())))
+            study.enqueue(within(ground, wanted, seed=len(study.hopeless())))
             missed = 0
-        job = study.next(ground.about, finishing=clock.finishing(results))
+        job = study.next(ground.about, finishing=finishing, written=written)
         if job is None:
             break
-        done = _carry_out(ground, study, limits, clock, job, tell)
+        done = _carry_out(ground, study, wanted, clock, job, tell)
         count, missed = count + done, 0 if done else missed + 1
     return count
+
+
+def cheapest(results: Sequence[Mapping[str, Any]], limits: Limits, start: Mapping[str, Any]) -> dict[str, float]:
+    """If only the loss is limited, the cost of the cheapest model that keeps to it; what costs more is not wanted."""
+    if limits.bounded:
+        return {}
+    kept = [r for r in last_of_each(results) if not limits.too_much(r, float(start["top1"]) - float(r["top1"]))]
+    return {limits.cost: min(float(r[limits.cost]) for r in kept)} if kept else {}
 
 
 def within(ground: Ground, limits: Limits, *, seed: int) -> dict[str, Any]:
@@ -109,8 +99,8 @@ def _carry_out(ground: Ground, study: Study, limits: Limits, clock: Clock, job: 
         if job.rung == 0 and (reason := hopeless(told, limits, ground.forecast.slack)):
             study.skip(job.number, about, reason)
             return False
-        tell({"event": "point", "says": says, "images": clock.images[job.rung], "left_s": round(clock.left)})
-        images = clock.images[job.rung]
+        images = job.images or clock.images[job.rung]
+        tell({"event": "point", "says": says, "images": images, "left_s": round(clock.left)})
 
         def listen(event: Mapping[str, Any]) -> None:
             study.beat(job.number)
@@ -138,14 +128,6 @@ def hopeless(told: Mapping[str, Any], limits: Limits, slack: float) -> str:
         if above > room[cost] - 1:
             return f"{words(cost, float(told[cost]))} expected, {words(cost, getattr(limits, cost))} allowed"
     return ""
-
-
-def rungs_of(full: int, batch: int) -> list[int]:
-    """Training pictures at each rung, the longest last: `ETA` times less each down to two batches, three at most."""
-    found = [full]
-    while len(found) < 3 and found[0] // ETA >= 2 * batch:
-        found.insert(0, found[0] // ETA)
-    return found
 
 
 @dataclass
@@ -186,7 +168,7 @@ def main(arguments: Sequence[str]) -> None:
     plan = strict_json.read(folder / "plan.json")
     ground, study, limits = opened(plan, number)
     clock = Clock(seconds, plan["rungs"], plan["per_image"])
-    work(ground, study, limits, clock, tell)
+    work(ground, study, limits, clock, tell, written=plan.get("written"))
 
 
 def save(folder: Path, plan: Mapping[str, Any]) -> None:

@@ -113,6 +113,7 @@ def test_agreement() -> None:
     ("changes", "said"),
     [
         ({"macs": None}, "fit: nothing is asked for"),
+        ({"latency": "recipe"}, "--latency: recipe is the latency of the recipe that --recipe names"),
         ({"runtime": "openvno"}, "--runtime: no 'openvno'; did you mean 'openvino'?"),
         ({"workers": 0}, "--workers: must be 1 or more"),
         ({"time": "later"}, "--time: 'later' is not something like 90s"),

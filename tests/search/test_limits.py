@@ -54,6 +54,13 @@ def test_what_is_no_number_is_refused(option: str, text: str, said: str) -> None
     assert str(found.value).startswith(said)
 
 
+def test_as_fast_as_the_recipe() -> None:
+    asked = limits(latency="recipe", max_drop=1)
+    assert asked.as_recipe and asked.bounded
+    assert asked.cost == "latency_ms"
+    assert not limits(latency="5ms").as_recipe
+
+
 def test_nothing_asked_for_is_refused() -> None:
     with pytest.raises(OptionError, match="nothing is asked for"):
         limits()
@@ -68,7 +75,8 @@ def test_time(text: str, value: float) -> None:
 
 def model(name: str, top1: float, ms: float, agreement: float | None = None, **more: Any) -> dict[str, Any]:
     agrees = top1 if agreement is None else agreement
-    return {"says": name, "top1": top1, "agreement": agrees, "latency_ms": ms, "size_bytes": 100, "macs": 10, **more}
+    known = {"says": name, "top1": top1, "agreement": agrees, "judged": (top1 + agrees) / 2, "latency_ms": ms}
+    return {**known, "size_bytes": 100, "macs": 10, **more}
 
 
 START = model("start", 0.95, 4.0, 1.0)

@@ -17,7 +17,8 @@ from featherweight.errors import OptionError
 from featherweight.explain import Outline
 from featherweight.models import zoo
 from featherweight.search.forecast import amounts
-from featherweight.search.space import Space, space_of
+from featherweight.search.knobs import ASKED, _with_own, space_of
+from featherweight.search.space import Space
 
 VIT, NET = ("vit_digits", tiny_runs.CONFIG), ("resnet_digits", {"image_size": [24, 24], "widths": [8, 16, 16]})
 
@@ -51,6 +52,15 @@ def test_a_transformer() -> None:
     assert small.macs() < start.macs() / 4
     names = [step.name for step in here.recipe(everything, 640, "x").steps]
     assert names == ["load", "resolution", "drop", "prune", "tokens", "prune", "lowrank", "quantize"]
+
+
+def test_the_recipe_s_own_value_is_a_choice() -> None:
+    kept, cut = ASKED[2:4]
+    given = {"tokens": {"keep": 0.72}, "prune": {"mlp": 0.72, "heads": [0.1]}}
+    assert _with_own(kept, given).choices[5:8] == (0.75, 0.72, 0.7)
+    assert _with_own(cut, given).choices[-3:] == (0.7, 0.72, 0.8)
+    assert _with_own(kept, {"tokens": {"keep": 0.1}}) == kept  # beyond what is searched
+    assert _with_own(ASKED[4], given) == ASKED[4]
 
 
 def test_a_convolutional_network() -> None:

@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from featherweight import recipe as recipes
 from featherweight.errors import OptionError
+from featherweight.search import beginnings as starting
 from featherweight.search.forecast import Forecast, Rates, group_of
+from featherweight.search.lengths import Clock, longest, own_length, rungs_of
 from featherweight.search.limits import Limits
 from featherweight.search.space import Knob, Space, key_of, split
 from featherweight.search.study import Job, Study
-from featherweight.search.worker import Clock, hopeless, rungs_of
+from featherweight.search.worker import cheapest, hopeless
 
 pytest.importorskip("optuna")
 
@@ -44,7 +46,7 @@ def study(folder: Path, *, about: str = "one", limits: Limits | None = None, see
 def found(job: Job, images: int = 0, **more: Any) -> dict[str, Any]:
     """A measurement: the more is cut, the faster and the worse."""
     cut = float(job.point["mlp cut"])
-    known = {"agreement": 0.99 - cut / 10, "top1": 0.9 - cut / 10, "latency_ms": 8.5 - 2 * cut, "size_bytes": 1}
+    known = {"judged": 0.99 - cut / 10, "top1": 0.9 - cut / 10, "latency_ms": 8.5 - 2 * cut, "size_bytes": 1}
     return {"point": dict(job.point), "key": job.key, "rung": job.rung, "images": images, "macs": 1, **known, **more}
 
 
@@ -60,7 +62,7 @@ def test_a_third_of_a_rung_trains_longer(tmp_path: Path) -> None:
     by_rung = [mine.results(rung) for rung in range(3)]
     assert len(by_rung[0]) // 3 - len(by_rung[1]) in (0, 1)  # the next job may be one
     assert len(by_rung[1]) // 3 == len(by_rung[2]) == 1
-    best = max(by_rung[0], key=lambda r: (r["latency_ms"] <= 8.0, r["agreement"]))
+    best = max(by_rung[0], key=lambda r: (r["latency_ms"] <= 8.0, r["judged"]))
     assert best["key"] in [r["key"] for r in by_rung[1]]
     assert len({(r["key"], r["rung"]) for r in mine.results()}) == len(mine.results())  # nothing twice
 
@@ -117,11 +119,28 @@ def test_the_last_time_is_for_the_best(tmp_path: Path) -> None:
     for _ in range(2):
         job = mine.next(START)
         assert job is not None
-        mine.done(job.number, found(job))
-    best = max(mine.results(), key=lambda r: (r["latency_ms"] <= 8.0, r["agreement"]))
-    job = mine.next(START, finishing=2)
+        mine.done(job.number, found(job, 100))
+    waiting = space().point(**{"mlp cut": 0.5, "bits": "int8"})
+    mine.enqueue(waiting)
+    best = max(mine.results(), key=lambda r: (r["latency_ms"] <= 8.0, r["judged"]))
+    job = mine.next(START, finishing=400)  # what waits is put off
     assert job is not None
-    assert (job.rung, job.key) == (2, best["key"])
+    assert (job.rung, job.key, job.images) == (3, best["key"], 400)
+    mine.done(job.number, found(job, 400))
+    second = mine.next(START, finishing=300)
+    assert second is not None
+    assert second.key != best["key"]
+    mine.done(second.number, found(second, 300))
+    assert mine.next(START, finishing=200) is None  # nobody gains by as little
+    assert mine.failures() == []
+    later = study(tmp_path)
+    later.take_up()
+    job = later.next(START)
+    assert job is not None
+    assert (job.point, job.rung) == (waiting, 0)
+    later.done(job.number, found(job, 100))
+    job = later.next(START, finishing=900)  # with more time the best is trained for longer
+    assert job is not None and (job.images, job.rung) == (900, 3)
 
 
 def test_steps_of_a_point() -> None:
@@ -138,6 +157,24 @@ def test_steps_of_a_point() -> None:
     assert recipes.parse(recipes.plain(plan), "again").steps[1].options["images"] == 640
     assert here.parameters(both) == {"mlp cut": 5, "heads cut": 0, "bits": "int8", "learning rate": 0}
     assert key_of(both) != key_of(here.point())
+
+
+def test_the_first_points_lie_next_to_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(ground: Any, point: Any) -> dict[str, float]:
+        """Heads weigh most; a model that is not in 8 bits takes 3 ms more."""
+        speed = 2 * point["mlp cut"] + 3 * point["heads cut"]
+        return {"latency_ms": 9 - speed - 3 * (point["bits"] == "int8")}
+
+    monkeypatch.setattr(starting, "counted", told)
+    ground: Any = SimpleNamespace(space=space())
+    own = space().point(**{"mlp cut": 0.3, "bits": "int8"})
+    assert space().point(**space().own()) == own
+    found = starting.beginnings(ground, Limits(latency_ms=8.0))
+    cheaper = [{"mlp cut": 0.4}, {"mlp cut": 0.2, "heads cut": 0.34}, {"heads cut": 0.34}]
+    assert found[:4] == [own, *({**own, **change} for change in cheaper)]  # the dearest that costs no more comes first
+    assert found[4] == space().point(bits="int8")
+    tight = starting.neighbors(ground, own, Limits(latency_ms=5.0))
+    assert tight == [{**own, **change} for change in cheaper[1:]]
 
 
 def test_what_stands_behind_the_searched_steps_is_refused() -> None:
@@ -184,9 +221,20 @@ def test_kinds_of_operators(kind: str, group: str) -> None:
 
 
 def test_rungs() -> None:
-    assert rungs_of(2880, 32) == [320, 960, 2880]
-    assert rungs_of(200, 32) == [66, 200]
-    assert rungs_of(64, 32) == [64]
+    assert rungs_of(2880, 32, 0.02) == [320, 960, 2880]
+    assert rungs_of(2880, 32, 0.01) == [960, 2880]  # 320 pictures take less than what a point takes besides
+    assert rungs_of(200, 32, 1.0) == [66, 200]
+    assert rungs_of(64, 32, 1.0) == [64]
+
+
+def test_lengths_follow_the_recipe_and_the_time() -> None:
+    raw = {**RAW, "train": {"epochs": 2, "images": 100, "batch_size": 32}}
+    plan = recipes.parse({**raw, "steps": ["load", {"tokens": {"images": 300}}, {"prune": {"epochs": 1}}]}, "x.yaml")
+    assert own_length(plan, 1000) == 2 * 300 + 100
+    assert own_length(recipes.parse({**raw, "steps": ["load"]}, "x.yaml"), 1000) == 2 * 2 * 100
+    assert longest(plan, 1000, seconds=1000.0, per_image=0.01) == 3 * 700
+    assert longest(plan, 1000, seconds=40.0, per_image=0.01) == 1000
+    assert longest(plan, 1000, seconds=1.0, per_image=0.01) == 64
 
 
 def clocked(left: float) -> Clock:
@@ -195,12 +243,21 @@ def clocked(left: float) -> Clock:
     return Clock(100.0, (10, 30, 90), 0.1, began=time.monotonic() - (100.0 - left))
 
 
-@pytest.mark.parametrize(("left", "rung"), [(90.0, None), (30.0, 2), (12.0, 1), (5.0, None)])
-def test_when_to_finish(left: float, rung: int | None) -> None:
-    done: Callable[[int, float], dict[str, Any]] = lambda images, took: {"images": images, "seconds": took}  # noqa: E731
-    results = [done(10, 7.0), done(10, 9.0)]  # 7 seconds beside the training
+@pytest.mark.parametrize(("left", "images"), [(90.0, None), (30.0, 90), (14.05, 63), (7.0, 0)])
+def test_when_to_finish(left: float, images: int | None) -> None:
+    took = [{"images": 10, "seconds": 7.0, "training_s": 1.0}, {"images": 10, "seconds": 9.0, "training_s": 1.0}]
     clock = clocked(left)
-    assert clock.takes(0, results) == 8.0
-    assert clock.takes(2, results) == pytest.approx(16.0)
-    assert clock.finishing(results) == rung
+    assert clock.takes(0, took) == 8.0
+    assert clock.takes(2, took) == pytest.approx(16.0)
+    assert clock.finishing(took) == images
     assert clock.finishing([]) is None
+
+
+def test_what_costs_more_than_a_model_that_keeps_to_the_loss_is_not_wanted() -> None:
+    done = [{"key": "a", "images": 9, "top1": 0.89, "latency_ms": 4.0}]
+    done += [{"key": "b", "images": 3, "top1": 0.90, "latency_ms": 3.0}]
+    done += [{"key": "b", "images": 9, "top1": 0.80, "latency_ms": 3.0}]  # its longest training counts
+    assert cheapest(done, Limits(max_drop=0.02), START) == {"latency_ms": 4.0}
+    assert cheapest(done, Limits(max_drop=0.2), START) == {"latency_ms": 3.0}
+    assert cheapest(done, Limits(max_drop=0.001), START) == {}
+    assert cheapest(done, Limits(max_drop=0.02, macs=9), START) == {}
