@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featherweight.artifact import load
     from featherweight.official import create
     from featherweight.pipelines import pipeline
     from featherweight.runs import run
     from featherweight.search import fit
+    from featherweight.sources import load
     from featherweight.verbs import bench, draw, info, val
 
 __version__ = "0.1.0"
@@ -23,7 +23,7 @@ _PLACES = {
     "draw": "verbs",
     "fit": "search",
     "info": "verbs",
-    "load": "artifact",
+    "load": "sources",
     "pipeline": "pipelines",
     "run": "runs",
     "val": "verbs",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from . import artifact, detecting, official, randomness, texting
+from . import artifact, detecting, official, randomness, sources, texting
 from .errors import OptionError, shown
 from .methods import deit
 from .models import zoo
@@ -32,6 +32,8 @@ def start(spec: ModelSpec, work: Work) -> nn.Module:
         model = resized(artifact.load(spec.name), spec)
     elif spec.weights == "shipped":
         model = artifact.load(zoo.shipped_weights(spec.name))
+    elif sources.is_picture_model(spec.name):
+        model = sources.module(sources.find(spec.name))
     else:
         with randomness.kept():
             torch.manual_seed(work.recipe.seed)
@@ -98,6 +100,8 @@ def check_student(spec: ModelSpec, work: Work) -> None:
     model = work.given.get(spec.name)
     if model is None and artifact.is_artifact(spec.name):
         model = artifact.load(spec.name)
+    elif model is None and sources.is_picture_model(spec.name):
+        model = sources.module(sources.find(spec.name))
     with contextlib.nullcontext() if model is not None else torch.device("meta"):
         if model is None:
             model = official.create(spec.name, **{"num_classes": len(work.data.classes), **spec.config})

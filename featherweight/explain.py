@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import artifact, counting, data, detecting, official, texting
+from . import artifact, counting, data, detecting, official, sources, texting
 from .beginning import resized
 from .composition import MODEL, NORMS, TEACHER, Moment, outline_of, walk
 from .errors import FeatherweightError, InputError, OptionError
@@ -207,6 +207,8 @@ def _model(spec: ModelSpec, classes: int | None) -> nn.Module:
         return resized(artifact.load(spec.name), spec)
     if spec.weights == "shipped":
         return artifact.load(zoo.shipped_weights(spec.name))
+    if sources.is_picture_model(spec.name):
+        return sources.module(sources.find(spec.name))
     wanted = {"num_classes": classes} if classes is not None else {}
     return official.create(spec.name, **{**wanted, **spec.config})
 

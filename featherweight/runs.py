@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import __version__, artifact, data, detecting, distributed, files, measure, recipe, texting
+from . import __version__, artifact, data, detecting, distributed, files, measure, recipe, sources, texting
 from .beginning import check_student
 from .binding import bind
 from .data import Data
@@ -211,6 +211,8 @@ def _preprocess(plan: Recipe, given: Mapping[str, nn.Module]) -> Preprocess | No
     module = given.get(spec.name)
     if module is None and artifact.is_artifact(spec.name):
         module = artifact.load(spec.name)
+    elif module is None and sources.is_picture_model(spec.name):
+        module = sources.module(sources.find(spec.name))
     record = artifact.record_of(module) if module is not None else None
     if record is not None and record.preprocess is not None:
         size = spec.config.get("image_size", record.preprocess.size)

@@ -125,8 +125,9 @@ def _folder(folder: Path, backend: str) -> Source:
     raise InputError(folder, "not_an_artifact", text)
 
 
-def is_picture_model(folder: Path) -> bool:
+def is_picture_model(folder: str | os.PathLike[str]) -> bool:
     """Whether this is a folder of the transformers library with an image classifier."""
+    folder = Path(folder)
     if (folder / RECORD).exists() or not (folder / "config.json").is_file():
         return False
     config = strict_json.read(folder / "config.json", allow_nan=True)
@@ -203,6 +204,23 @@ def _picture_model(folder: Path) -> nn.Module:
     model = pretrained_images.load(folder)
     artifact.remember(model, classes=pretrained.labels_of(model), preprocess=preprocess)
     return model
+
+
+def load(path: str | os.PathLike[str], base: nn.Module | None = None) -> nn.Module:
+    """The model in a folder or file of ours, or in a folder of the transformers library, in evaluation mode.
+
+    base: as of `artifact.load`. A text model carries its tokenizer, an image classifier how its pictures are prepared.
+    """
+    from featherweight import artifact
+    from featherweight.models import pretrained
+    from featherweight.runners_text import tokens_in
+
+    folder = Path(path)
+    if base is None and is_picture_model(folder):
+        return _picture_model(folder)
+    if base is None and not (folder / RECORD).exists() and (task := pretrained.task_in(folder)) is not None:
+        return pretrained.with_tokens(pretrained.load(folder, task=task), tokens_in(folder))
+    return artifact.load(folder, base)
 
 
 def preprocess_of(source: Source, model: nn.Module) -> Preprocess | None:

@@ -18,6 +18,7 @@ from .detecting import TASK, task_of_model
 from .errors import InputError, OptionError, closest, shown
 from .modes import BATCH_NORMS
 from .runtime import record
+from .sources import is_picture_model
 from .surgery import edits_of
 from .texting import TASKS as TEXT_TASKS
 from .texting import is_folder, recognized
@@ -82,8 +83,9 @@ def _model(spec: ModelSpec, where: str, path: str | Path, task: str) -> None:
             key = "weights" if spec.weights else "config"
             raise InputError(path, "bad_schema", f"{where}.{key}: {shown(spec.name)} has its own; leave it out")
         return
-    if task in TEXT_TASKS:
-        recognized(spec.name, path, where)
+    if task in TEXT_TASKS or is_picture_model(spec.name):
+        if task in TEXT_TASKS:
+            recognized(spec.name, path, where)
         if spec.weights or spec.config:
             raise InputError(path, "bad_schema", f"{where}: {shown(spec.name)} has its own weights and config")
         return
@@ -221,7 +223,7 @@ def _blocks(recipe: Recipe, path: str | Path) -> None:
     spec, names = recipe.model, {step.name for step in recipe.steps}
     if spec is None or artifact.is_artifact(spec.name) or not names & (OTHER_BLOCKS | OTHER_LAYERS):
         return
-    if recipe.task in TEXT_TASKS:  # what becomes of them is found when the model is there
+    if is_folder(spec.name):  # what becomes of them is found when the model is there
         return
     import torch
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_text
 import torch
 from PIL import Image
 
-from featherweight import artifact, pipeline, sources
+import featherweight
+from featherweight import artifact, cli, counting, explain, pipeline, recipe, runs, sources
 from featherweight.errors import InputError
 from featherweight.models import pretrained_images
 from featherweight.runtime.preprocess import Preprocess
@@ -117,3 +119,42 @@ def test_a_folder_without_its_parts_is_said(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="safetensors"):
         pipeline("image-classification", folder)
+
+
+@pytest.mark.parametrize("kind", ["ViT", "ResNet"])
+def test_a_folder_is_made_small_and_exported(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {"id2label": dict(enumerate("uv")), "label2id": {"u": 0, "v": 1}}
+    folder = made(tmp_path / "theirs", **names)
+    if kind == "ResNet":
+        sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+        torch.manual_seed(0)
+        transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes, **names)).save_pretrained(folder)
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 4)):
+        for name in "uv":
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for i in range(count):
+                picture = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+                picture.save(tmp_path / "data" / part / name / f"{i}.png")
+    steps = ["load", {"prune": {"mlp": 0.5, "heads": 0.0, "epochs": 1}}] if kind == "ViT" else ["load", "quantize"]
+    plan = {"model": str(folder), "data": str(tmp_path / "data"), "steps": [*steps, {"export": {"formats": ["onnx"]}}]}
+    read = recipe.parse({**plan, "train": {"batch_size": 8}, "output": str(tmp_path / "runs"), "threads": 1}, "test")
+    told = explain.explain(read)
+    done = runs.run(read)
+    assert told[0].params == counting.parameters(done.stages[0].model)
+    small = featherweight.load(done.folder / "model")
+    assert type(small) is type(featherweight.load(folder))
+    answers = [
+        pipeline(model=one)(PICTURE) for one in (small, done.folder / "model", done.folder / "export/model.onnx")
+    ]
+    assert answers[0] == answers[1] and [one["label"] for one in answers[2]] == [one["label"] for one in answers[0]]
+    assert cli.main(["val", str(folder), "--data", str(tmp_path / "data")]) == 0
+    assert cli.main(["export", str(folder), "--out", str(tmp_path / "out"), "--format", "onnx"]) == 0
+    capsys.readouterr()
+    assert pipeline(model=tmp_path / "out/model.onnx").classes == ("u", "v")
+
+
+def test_load_takes_text_folders_too(tmp_path: Path) -> None:
+    tiny_text.model(transformers, kind="BertForSequenceClassification").save_pretrained(tmp_path)
+    tiny_text.tokenizer(transformers).save_pretrained(tmp_path)
+    assert pipeline(model=featherweight.load(tmp_path))("king") == pipeline(model=tmp_path)("king")

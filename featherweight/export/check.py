@@ -38,10 +38,11 @@ class Calls(Protocol):
 
 
 class Plain:
-    """A model that is given the images and answers with the logits."""
+    """A model that is given the images and answers with the logits, or with more than them."""
 
     def forward(self, model: nn.Module, batch: Any) -> Any:
-        return model(batch["image"])
+        found = model(batch["image"])
+        return getattr(found, "logits", found)
 
 
 @dataclass(frozen=True)

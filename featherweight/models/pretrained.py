@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text models of the transformers library: found in a folder, built from a base, and written so that it reads them.
+"""Models of the transformers library: those of texts found in a folder, text and image classifiers built from a base.
 
 A base is {"name": "transformers:BertForSequenceClassification", "config": {...}}. Families are names of a fixed table,
 numbers are bounded, and no code of a folder is run. Not here: running them (`runners_text`) and exporting them.
@@ -25,6 +25,13 @@ FAMILIES = (
     "Roberta", "RoFormer", "SqueezeBert", "XLMRoberta",
 )  # fmt: skip
 HEADS = {"SequenceClassification": "text-classification", "QuestionAnswering": "question-answering"}
+PICTURES = tuple(
+    f"{family}ForImageClassification"
+    for family in (
+        "Beit", "ConvNext", "ConvNextV2", "DeiT", "Dinov2", "EfficientNet", "MobileNetV1", "MobileNetV2", "MobileViT",
+        "PoolFormer", "Pvt", "PvtV2", "RegNet", "ResNet", "Swin", "Swinv2", "ViT",
+    )
+)  # fmt: skip
 SOUNDS = ("Wav2Vec2", "Hubert", "WavLM", "UniSpeech", "SEW", "Data2VecAudio", "Whisper")  # their sequences are no texts
 CONFIG = "config.json"
 REFUSED = {"auto_map", "quantization_config", "attn_implementation", "experts_implementation"}  # may name code
@@ -99,7 +106,7 @@ def with_head(folder: Path, *, task: str, classes: Sequence[str] = ()) -> nn.Mod
 def base_of(model: nn.Module) -> dict[str, Any] | None:
     """What builds this text model again; None for a class that is not in the table."""
     name = type(model).__name__
-    if task_of(model) is None or not _in_table(name):
+    if not type(model).__module__.startswith("transformers.models.") or not _in_table(name):
         return None
     config = model.config.to_dict()  # type: ignore[union-attr, operator]
     kept = {key: value for key, value in config.items() if key not in DROPPED and not key.startswith("_")}
@@ -204,7 +211,7 @@ def _classes() -> list[str]:
 
 
 def _in_table(name: str) -> bool:
-    return name in _classes()
+    return name in _classes() or name in PICTURES
 
 
 def _check(config: Mapping[str, Any], where: str) -> None:

@@ -45,8 +45,9 @@ class Classification:
         return len(self.classes) or None
 
     def forward(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """The logits (B, K)."""
-        logits: Tensor = model(batch["image"])
+        """The logits (B, K), also of a model that answers with more than them."""
+        found = model(batch["image"])
+        logits: Tensor = getattr(found, "logits", found)
         return logits
 
     def loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
