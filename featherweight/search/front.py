@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -65,7 +66,9 @@ def ordered(items: Sequence[Found], limits: Limits, start: Found) -> list[Found]
 def pick(items: Sequence[F], limits: Limits, start: Found) -> tuple[F, str]:
     """The item for the budget and "", or the nearest with the reason why none fits.
 
-    Of those that fit the best judged one where a cost is limited, else the cheapest.
+    Of those that fit the cheapest; where a cost is limited the best judged one, or, of those that are less than one
+    standard error behind it (Breiman 1984), the one that was trained longest: so small a difference is more often the
+    validation pictures' than the models'.
     """
 
     def drop(item: Found) -> float:
@@ -74,10 +77,18 @@ def pick(items: Sequence[F], limits: Limits, start: Found) -> tuple[F, str]:
     fitting = [item for item in items if not limits.too_much(item, drop(item))]
     if fitting:
         if limits.bounded:
-            return max(fitting, key=lambda i: (i["judged"], -i[limits.cost])), ""
+            best = max(float(i["judged"]) for i in fitting)
+            near = [i for i in fitting if float(i["judged"]) >= best - standard_error(i)]
+            return max(near, key=lambda i: (i.get("images", 0), i["judged"], -i[limits.cost])), ""
         return min(fitting, key=lambda i: (i[limits.cost], -i["top1"])), ""
     nearest = min(items, key=lambda i: sum(limits.too_much(i, drop(i)).values()))
     return nearest, _why(items, nearest, limits, drop)
+
+
+def standard_error(item: Found) -> float:
+    """Of the accuracy on the validation part, as a fraction of its pictures."""
+    share = min(max(float(item["top1"]), 0.5 / item["n"]), 1 - 0.5 / item["n"])
+    return math.sqrt(share * (1 - share) / item["n"])
 
 
 def _why(items: Sequence[Found], nearest: Found, limits: Limits, drop: Callable[[Found], float]) -> str:

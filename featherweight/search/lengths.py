@@ -14,7 +14,7 @@ from featherweight.search.space import TRAINS, split
 ETA = 3  # a rung trains so many times as long as the one below
 EXPLORE = 0.5  # share of the time for new points; the rest is for the longest training of the best
 LONGER = 3  # the longest training is so many times as long as that of the recipe itself
-SHARE = 4  # and no longer than this part of the time
+SHARE = 3  # and no longer than this part of the time
 GAIN = 1.5  # a further training of a point is at least so many times as long as the one it had
 FASTER = 4  # than the start: no training of a point is, also if it went on where it was stopped
 SURE = 0.95  # of the time that is left, which a last training is planned for

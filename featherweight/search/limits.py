@@ -19,7 +19,7 @@ UNITS: dict[str, dict[str, float]] = {  # option -> unit in lower case -> what o
 }
 EXAMPLES = {"latency": "5ms", "size": "2MB", "macs": "0.3G", "max-drop": "0.5 (points of accuracy)"}
 RECIPE = "recipe"  # a latency that is not more than that of the recipe as it is written
-EQUAL = 1.02  # times another latency: as fast, as far as a race can tell
+EQUAL = 1.03  # times another latency: as fast, as far as a short race can tell
 COSTS = ("latency_ms", "size_bytes", "macs")  # what a result is counted by, in the order in which a limit decides
 
 

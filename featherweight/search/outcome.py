@@ -16,13 +16,14 @@ from featherweight import recipe as recipes
 from featherweight.doors import yaml as strict_yaml
 from featherweight.latency import verdict
 from featherweight.runtime.session import open_session
-from featherweight.search.front import last_of_each, non_dominated, pick
-from featherweight.search.limits import EQUAL, Limits
+from featherweight.search.front import last_of_each, non_dominated, ordered, pick
+from featherweight.search.limits import Limits
 from featherweight.search.points import AT_ONCE, Found, Ground, Tell, alone
 from featherweight.search.space import LOOKS, Space
 from featherweight.tasks.classification import scores
 
-MOST = 10  # models that are raced and saved
+MOST = 10  # models that are raced
+PROMISING = 3  # of them by what they promise, also where another is as accurate and cheaper
 RACE_SECONDS = 10.0
 OPENVINO = "openvino"
 WRITTEN = "written"  # instead of a point's key
@@ -52,16 +53,14 @@ def written_plan(space: Space, name: str) -> recipes.Recipe:
     return dataclasses.replace(space.base, steps=steps, name=name, budget=None)
 
 
-def chosen(results: Sequence[Mapping[str, Any]], limits: Limits, start: Found) -> list[Found]:
-    """The models that are raced and saved: those that no other beats, and the pick; only those whose file is here."""
+def candidates(results: Sequence[Mapping[str, Any]], limits: Limits, start: Found) -> list[Found]:
+    """The models that are raced: those that no other beats, and the most promising; only those whose file is here."""
     here = [found for found in last_of_each(results) if Path(found["file"]).is_file()]
     front = non_dominated(here, lambda f: float(f["top1"]), lambda f: float(f[limits.cost]))
-    if here:
-        best, _ = pick(here, limits, start)
-        front = [*front, *([] if best in front else [best])]
-        first = sorted(front, key=lambda f: (f is not best, -f["top1"]))[:MOST]
-        front = [found for found in front if found in first]
-    return sorted(front, key=lambda f: float(f[limits.cost]))
+    promising = [dict(found) for found in ordered(here, limits, start)[:PROMISING]]
+    best = [pick(here, limits, start)[0]] if here else []
+    unique = {found["key"]: found for found in (*best, *promising, *sorted(front, key=lambda f: -f["top1"]))}
+    return list(unique.values())[:MOST]
 
 
 def concluded(
@@ -75,27 +74,36 @@ def concluded(
 ) -> Search:
     """Race, test and save what is worth having; the pick is by the validation part, the test part is only told.
 
-    The recipe as it is written is one of those that can be picked. as_recipe: its latency in this race is the limit.
+    The recipe as it is written is one of those that can be picked. as_recipe: the limit is to be no slower than it, as
+    far as this race can tell.
     """
     ground.forecast.learn(results)
-    front = chosen(results, limits, dict(ground.about))
     raced = {"start": dict(ground.about), **({WRITTEN: written} if written else {})}
-    raced |= {found["key"]: found for found in front}
-    tell({"event": "note", "text": f"{len(raced)} models are raced side by side and tested"})
+    raced |= {found["key"]: found for found in candidates(results, limits, dict(ground.about))}
+    tell({"event": "note", "text": f"{len(raced)} models are raced side by side"})
     done = _raced(ground, raced)
-    for name, found in done.items():
-        found["test"] = _tested(ground, found)
-        found["drop"] = float(done["start"]["top1"]) - float(found["top1"])
-        found["name"] = name
-    saved = [_saved(ground, done[found["key"]], number) for number, found in enumerate(front, 1)]
-    if written:
-        done[WRITTEN] = _saved(ground, done[WRITTEN], 0)
-    if as_recipe:
-        limits = dataclasses.replace(limits, latency_ms=EQUAL * done[WRITTEN]["latency_ms"])
-    best, reason = pick([*saved, *([done[WRITTEN]] if written else [])] or [done["start"]], limits, done["start"])
+    best, reason, limits = _picked(done, limits, as_recipe=as_recipe)
+    found = [item for name, item in done.items() if name not in ("start", WRITTEN)]
+    front = non_dominated(found, lambda f: float(f["top1"]), lambda f: float(f[limits.cost]))
+    front += [item for item in found if item is best and item not in front]
+    for item in (*(done[name] for name in ("start", WRITTEN) if name in done), *front):
+        item |= {"test": _tested(ground, item), "drop": float(done["start"]["top1"]) - float(item["top1"])}
+    saved = [_saved(ground, item, n) for n, item in enumerate(sorted(front, key=lambda f: f[limits.cost]), 1)]
+    own = _saved(ground, done[WRITTEN], 0) if written else None
+    best = next((item for item in (*saved, own) if item and item["key"] == best.get("key")), best)
     if Path(str(best.get("place", ""))).is_dir():
         files.point(ground.folder / "pick", best["place"])
-    return Search(ground.folder, limits, best, tuple(saved), done["start"], done.get(WRITTEN), tuple(results), reason)
+    return Search(ground.folder, limits, best, tuple(saved), done["start"], own, tuple(results), reason)
+
+
+def _picked(done: Mapping[str, Found], limits: Limits, *, as_recipe: bool) -> tuple[Found, str, Limits]:
+    """The pick of those that were raced, why it does not fit, and the limits; `as_recipe`: with the latency it was."""
+    known = [item for name, item in done.items() if name != "start"] or [done["start"]]
+    if as_recipe:
+        known = [item for item in known if item is done[WRITTEN] or item["against_written"]["interval"][1] >= 1]
+        limits = dataclasses.replace(limits, latency_ms=max(float(item["latency_ms"]) for item in known))
+    best, reason = pick(known, limits, done["start"])
+    return best, reason, limits
 
 
 def _raced(ground: Ground, found: Mapping[str, Found]) -> dict[str, Found]:

@@ -76,7 +76,7 @@ def test_time(text: str, value: float) -> None:
 def model(name: str, top1: float, ms: float, agreement: float | None = None, **more: Any) -> dict[str, Any]:
     agrees = top1 if agreement is None else agreement
     known = {"says": name, "top1": top1, "agreement": agrees, "judged": (top1 + agrees) / 2, "latency_ms": ms}
-    return {**known, "size_bytes": 100, "macs": 10, **more}
+    return {**known, "size_bytes": 100, "macs": 10, "images": 100, "n": 100_000, **more}
 
 
 START = model("start", 0.95, 4.0, 1.0)
@@ -101,6 +101,14 @@ def test_the_most_accurate_within_a_cost_is_picked() -> None:
     assert (best["says"], why) == ("good", "")
     best, why = pick(MODELS, Limits(latency_ms=2.2, max_drop=0.02), START)
     assert (best["says"], why) == ("good", "")
+
+
+def test_what_the_validation_part_cannot_tell_apart() -> None:
+    longer = model("longer", 0.935, 2.0, images=300)
+    assert pick([*MODELS, longer], Limits(latency_ms=2.2), START)[0]["says"] == "good"  # 0.08 points are one error
+    few = [{**item, "n": 400} for item in (*MODELS, longer)]
+    assert pick(few, Limits(latency_ms=2.2), START)[0]["says"] == "longer"  # 1.2 points are
+    assert pick(few[:-1], Limits(latency_ms=2.2), START)[0]["says"] == "good"
 
 
 def test_the_cheapest_within_a_loss_is_picked() -> None:

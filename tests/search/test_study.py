@@ -233,7 +233,7 @@ def test_lengths_follow_the_recipe_and_the_time() -> None:
     assert own_length(plan, 1000) == 2 * 300 + 100
     assert own_length(recipes.parse({**raw, "steps": ["load"]}, "x.yaml"), 1000) == 2 * 2 * 100
     assert longest(plan, 1000, seconds=1000.0, per_image=0.01) == 3 * 700
-    assert longest(plan, 1000, seconds=40.0, per_image=0.01) == 1000
+    assert longest(plan, 1000, seconds=30.0, per_image=0.01) == 1000
     assert longest(plan, 1000, seconds=1.0, per_image=0.01) == 64
 
 
