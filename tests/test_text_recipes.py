@@ -237,3 +237,37 @@ def test_train_text_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert "20 texts" in capsys.readouterr().out
     assert main([*words[:5], "--teacher", str(encoder), "--distill", "token"]) == 2
     assert "of pictures" in capsys.readouterr().err
+
+
+STEPS: list[tuple[str, list[Any]]] = [
+    ("question-answering", ["load", {"quantize_weights": {"weights": "int4", "group": 16}}]),
+    ("text-classification", ["load", {"prune": {"heads": 0.5, "epochs": 1}}, {"share": {"bits": 4}}, "code"]),
+    ("text-classification", ["teacher", "load", {"minilm": {"epochs": 1}}, {"drop": {"count": 1}}, {"lowrank": {}}]),
+    ("text-classification", ["load", {"quantize_weights": {"weights": "int8"}}]),
+    ("question-answering", ["load", "quantize_dynamic"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("task", "steps"),
+    [*STEPS[:2], *(pytest.param(*one, marks=pytest.mark.slow) for one in STEPS[2:])],
+    ids=lambda one: one if isinstance(one, str) else str(one[-1]),
+)
+def test_general_steps_on_texts(tmp_path: Path, task: str, steps: list[Any]) -> None:
+    asks = task == "question-answering"
+    names = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+    kind = "BertForQuestionAnswering" if asks else "BertForSequenceClassification"
+    model = str(folder_of(tmp_path / "model", kind, **({} if asks else names)))
+    data = asked(tmp_path / "asked.json") if asks else texts(tmp_path / "data")
+    known = {"model": model, "teacher": model, "data": str(data), "text": {"max_length": 32}, "train": QUICK}
+    made = [*steps, {"export": {"formats": ["onnx"], "images": 4}}]
+    plan = {**known, "task": task, "steps": made, "output": str(tmp_path / "runs"), "threads": 1}
+    done = runs.run(recipe.parse(plan, "test"))
+    question = {"question": "What bridge was built?", "context": "In the north of the city was a red bridge."}
+    given = question if asks else "the new river"
+    last = done.folder / "compact" / "model.fwz" if steps[-1] == "code" else done.folder / "model"
+    wanted, found = pipeline(task, last)(given), pipeline(task, done.folder / "export" / "model.onnx")(given)
+    one, other = (answer if asks else answer[0] for answer in (wanted, found))
+    assert {**one, "score": 0} == {**other, "score": 0} and one["score"] == pytest.approx(other["score"], abs=0.02)
+    sizes = [(stage.place / "model" / "model.safetensors").stat().st_size for stage in done.stages]
+    assert sizes[-1] < sizes[0]
