@@ -22,7 +22,9 @@ def fit(
     model: options.Model,
     *,
     data: options.Data,
-    latency: Annotated[str | None, Parameter(help="5ms at batch 1 in the runtime")] = None,
+    latency: Annotated[
+        str | None, Parameter(help="5ms at batch 1 in the runtime; or recipe: no more than --recipe takes")
+    ] = None,
     size: Annotated[str | None, Parameter(help="2MB of the file")] = None,
     macs: Annotated[str | None, Parameter(help="0.3G multiply-adds of one picture")] = None,
     max_drop: Annotated[str | None, Parameter(help="0.5 points of accuracy that may be lost")] = None,

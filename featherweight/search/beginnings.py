@@ -52,7 +52,10 @@ def neighbors(ground: Ground, own: Mapping[str, Any], asked: Limits) -> list[Cho
 
     What they cost is forecast; the dearest of them first, as what they lose is likely to be least.
     """
-    known = counted(ground, own)
+    try:
+        known = counted(ground, own)
+    except CANNOT:
+        return []
     most = min(float(known[asked.cost]), float(getattr(asked, asked.cost) or known[asked.cost]))
     stronger, milder = (list(_steps(ground.space, own, side)) for side in (1, -1))
     pairs = [{**one, **other} for one in stronger for other in milder if one.keys() != other.keys()]

@@ -71,8 +71,8 @@ class Forecast:
         return self.rates.get(dtype, self.rates["float32"]).ms(amounts)
 
     def learn(self, results: Iterable[Mapping[str, Any]]) -> None:
-        """Take what was measured in place of what was known so far."""
-        known = [(item["kind"], item["raw_ms"], item["latency_ms"]) for item in results]
+        """Take what was measured in place of what was known so far; what was not forecast teaches nothing."""
+        known = [(item["kind"], item["raw_ms"], item["latency_ms"]) for item in results if "raw_ms" in item]
         self.pairs[:] = [Pair(str(kind), float(raw), float(took)) for kind, raw, took in known]
 
     def correction(self, kind: str) -> float:

@@ -224,10 +224,13 @@ def _story(
         "A point is judged by its accuracy on the validation part, by the mean probability it gives to the right class "
         f"there, and by how far its file agrees with the start's on {ground.asked} pictures; and raced with it."
     )
+    trained = sum(float(item["training_s"]) for item in found.points)
+    beside = sum(float(item["seconds"]) for item in found.points) - trained
     told = [
         f"Varied: {knobs}.",
         f"{trainings}; a training sees {rungs} pictures, and the best third of each length goes on to the next.",
         "The last half of the time is for longer trainings of the best.",
+        f"Training them took {trained:.0f} s; to export, ask and race them took {beside:.0f} s.",
         judged,
         f"{len(hopeless)} points were not trained because of what they would cost.",
         f"{ground.forecast.says()}.",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -225,19 +226,16 @@ def _as_written(ground: Ground, tell: Tell) -> Found | None:
     """The recipe with its own options and trainings, for comparison."""
     space = ground.space
     tell({"event": "note", "text": "the recipe is carried out as it is written, for comparison"})
-    try:
-        point = space.point(**space.own())
+    point = space.point(**space.own())
+    known: Found = {}
+    with contextlib.suppress(*CANNOT):  # its options may be such as the search does not have
         told = counted(ground, point)
+        known = {"raw_ms": told["raw_ms"], "kind": told["kind"], "forecast_ms": told["latency_ms"]}
+    try:
         found = carried_out(ground, written_plan(space, "as-written"), lambda event: None)
     except CANNOT as error:
         tell({"event": "note", "text": f"the recipe as it is written came to nothing: {error}"})
         return None
-    known = {
-        "point": point,
-        "raw_ms": told["raw_ms"],
-        "kind": told["kind"],
-        "forecast_ms": told["latency_ms"],
-        "key": WRITTEN,
-    }
+    known |= {"point": point, "key": WRITTEN}
     says = "the recipe as it is written"
     return {**found, **known, "says": says, "images": own_length(space.base, space.images)}

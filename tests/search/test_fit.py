@@ -81,6 +81,22 @@ def test_two_workers_and_no_model_that_fits(start: Path) -> None:
     assert (start.parent / "two" / "worker-1.log").exists()
 
 
+@pytest.mark.slow
+def test_as_fast_as_the_recipe(start: Path) -> None:
+    asked = {"macs": None, "latency": "recipe", "recipe": "compress", "name": "r", "points": 1}
+    found = search(start, **asked)
+    own = Path(found.written["place"])
+    assert found.met
+    assert found.pick["key"] in {"written", *(item["key"] for item in found.front)}
+    assert own.name == "00-the-recipe-as-it-is-written"
+    again = runs.run(str(own / "recipe.yaml"), project=start.parent, name="as-written-again")
+    weights = [path / "model" / "model.safetensors" for path in (own, again.folder)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    before = (start.parent / "r" / "points" / "as-written" / "log.txt").stat()
+    assert len(search(start, **asked).points) == 2
+    assert (start.parent / "r" / "points" / "as-written" / "log.txt").stat() == before  # nor is it done again
+
+
 def check_page(text: str) -> None:
     """One script, named by its digest; nothing from elsewhere."""
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)
