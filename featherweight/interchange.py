@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A text model's folder for other libraries: a config.json where the transformers library alone can run the model.
+"""A model's folder for other libraries: a config.json where transformers or timm alone can run the model.
 
 Layers that are fewer and MLPs that are narrower in every layer alike are a matter of numbers in that file. Heads cut
 out, factors, codebooks and integers are not: such a folder is ours alone.
@@ -17,11 +17,13 @@ from torch import nn
 
 from .anatomy import anatomy_of, blocks_of
 from .files import publish, publish_json
+from .models import zoo
 from .models.pretrained import CONFIG, base_of, build, task_of, tokens_of
 from .modes import evaluating
 from .runtime.tokens import Tokens
 from .surgery import edits_of, submodule
 
+TIMM = "timm:"
 CARD, OURS = "README.md", "library_name: featherweight"
 CALLS = {
     "text-classification": 'model(["A warm and funny film.", "这部电影很好看。"])',
@@ -37,6 +39,7 @@ def write_beside(model: nn.Module, folder: Path) -> None:
     """What a text model's folder holds for other libraries: tokenizer.json, and config.json where it can have one."""
     if (told := tokens_of(model)) is not None:
         Tokens.from_metadata(told, folder).save(folder)
+    write_timm(model, folder)
     if task_of(model) is None:
         return
     alone = write_config(model, folder)
@@ -45,6 +48,28 @@ def write_beside(model: nn.Module, folder: Path) -> None:
     place = folder / CARD
     if not place.exists() or OURS in place.read_text(encoding="utf-8", errors="replace"):
         publish(place, card(model, alone=alone).encode())
+
+
+def write_timm(model: nn.Module, folder: Path) -> None:
+    """The config.json by which `timm.create_model("local-dir:FOLDER", pretrained=True)` builds a model of timm's.
+
+    None where edits changed the model: timm could not build that.
+    """
+    base = zoo.base_of(model)
+    if base is None or not base["name"].startswith(TIMM):
+        return
+    if edits_of(model):
+        (folder / CONFIG).unlink(missing_ok=True)  # of a model that was here before
+        return
+    known: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    plain = {key: value for key, value in known.items() if isinstance(value, (bool, int, float, str, list, tuple))}
+    classes = int(getattr(model, "num_classes", 0))
+    about = {
+        "architecture": base["name"].removeprefix(TIMM),
+        "num_classes": classes,
+        "model_args": dict(base["config"]),
+    }
+    publish_json(folder / CONFIG, {**about, "pretrained_cfg": {**plain, "num_classes": classes}})
 
 
 def card(model: nn.Module, *, alone: bool) -> str:
