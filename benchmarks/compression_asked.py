@@ -11,11 +11,12 @@ from typing import Any
 from results import table
 
 MISSING = "not run yet"
-FEW = {"6 bits": 0.4, "5 bits": 1.0, "4 bits": 5.9, "30 % pruned": 1.8}  # points that an earlier study lost, repaired
+# points that an earlier study lost, repaired
+FEW = {"6 bits": 0.4, "6 bits, by peaks": 0.4, "5 bits": 1.0, "4 bits": 5.9, "30 % pruned": 1.8}
 SPEED = 1.65  # at half the multiply-adds, batch 1
-ASKED = {  # net -> times smaller, points that may be lost
-    "lenet300": ((43, 0.5), (70, 1.0)),
-    "lenet5": ((42, 0.1), (75, 0.2)),
+ASKED = {  # net -> what it is, times smaller, points that may be lost
+    "lenet300": ("LeNet-300-100", (43, 0.5), (70, 1.0)),
+    "lenet5": ("LeNet-5", (42, 0.1), (75, 0.2)),
 }
 CODED = 0.02  # bytes over the entropy of the streams
 Rows = Mapping[str, Mapping[str, Any]]
@@ -31,20 +32,26 @@ def stored(measured: Path, name: str) -> Rows:
 
 def deep_compression(rows: Rows) -> list[Line]:
     lines: list[Line] = []
-    for net, targets in ASKED.items():
+    for net, (says, *targets) in ASKED.items():
         mine = [row for row in rows.values() if row["net"] == net]
         dense = {row["seed"]: row["accuracy"] for row in mine if row["density"] == 1.0 and row["bits"] == 32}
         few = [(row["ratio"], dense[row["seed"]] - row["accuracy"]) for row in mine if row["bits"] < 32]
         for times, points in targets:
             asked = f"≥ {times}× smaller, ≤ {points:.1f} points lost"
-            within = [one for one in few if one[1] <= points] or [min(few, key=lambda one: one[1])] if few else []
-            ratio, lost = max(within, default=(0.0, 0.0))
+            ratio, lost = _nearest(few, times, points)
             met = ratio >= times and lost <= points if few else None
-            lines.append((f"Deep Compression, {net}", asked, f"{ratio:.1f}×, {lost:+.2f} points lost", met))
+            lines.append((f"Deep Compression, {says}", asked, f"{ratio:.1f}×, {lost:+.2f} points lost", met))
     over = [row["streams_bytes"] / row["entropy_bytes"] - 1 for row in rows.values() if row["bits"] < 32]
     span = f"{100 * min(over):.1f} to {100 * max(over):.1f} %" if over else ""
     lines.append(("coded size over the entropy of its streams", f"≤ {CODED:.0%}", span, max(over, default=1) <= CODED))
     return lines
+
+
+def _nearest(few: list[tuple[float, float]], times: float, points: float) -> tuple[float, float]:
+    """Of (times smaller, points lost) the smallest file that is asked for, else the one that misses by least."""
+    reached = [one for one in few if one[0] >= times]
+    met = [one for one in reached if one[1] <= points]
+    return max(met or few, default=(0.0, 0.0)) if met or not reached else min(reached, key=lambda one: one[1])
 
 
 def lite0(int8: Rows, repaired: Rows) -> list[Line]:

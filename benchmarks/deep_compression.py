@@ -78,11 +78,9 @@ class Setting:
     temperature: float = 4.0
 
 
-DENSITIES = {"0": 0.66, "2": 0.12, "5": 0.08, "7": 0.19}  # of LeNet-5
 NETS = {
     "lenet300": Setting(lenet300, {"1": 0.08, "3": 0.09, "5": 0.26}, 25, 0.05, 4, 5, 30, 6),
-    "lenet5": Setting(lenet5, DENSITIES, 20, 0.03, 4, 3, 12, 3),
-    "lenet5_short": Setting(lenet5, DENSITIES, 8, 0.03, 4, 2, 8, 2),  # a dense network as an earlier study had it
+    "lenet5": Setting(lenet5, {"0": 0.66, "2": 0.12, "5": 0.08, "7": 0.19}, 20, 0.03, 4, 3, 30, 6),
 }
 DIVISORS = (1, 2, 4)
 BITS = (6, 5, 4, 3, 2)
