@@ -80,9 +80,13 @@ class Clock:
         """Seconds of a point at this rung."""
         return self.beside(results) + self.images[rung] * self.rate(results)
 
-    def finishing(self, results: Sequence[Mapping[str, Any]]) -> int | None:
-        """Pictures of a last training of the best point; None while there is time for new points, 0: no time left."""
-        if not results or self.left > max((1 - EXPLORE) * self.seconds, self.takes(-1, results)):
+    def finishing(self, results: Sequence[Mapping[str, Any]], *, now: bool = False) -> int | None:
+        """Pictures of a last training of the best point; None while there is time for new points, 0: no time left.
+
+        now: new points are of no use.
+        """
+        early = not now and self.left > max((1 - EXPLORE) * self.seconds, self.takes(-1, results))
+        if early or not results:
             return None
         room = int((SURE * self.left - self.beside(results)) / self.rate(results))
         return min(self.images[-1], room) if room >= self.images[0] else 0

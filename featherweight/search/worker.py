@@ -25,6 +25,7 @@ from featherweight.search.study import Job, Study
 
 FAILED = 12  # points that came to nothing, with none that was measured: the search gives up
 MISSED = 5  # hopeless points in a row, after which one is made that is not
+NOTHING = 25  # hopeless points in a row, after which the time that is left is for the best
 STRONGER = 4  # of what a knob has left, in a step towards a point that is not hopeless
 
 
@@ -42,11 +43,11 @@ def work(
 
     written: what the recipe as it is written came to.
     """
-    count, missed = 0, 0
+    count, missed, row = 0, 0, 0
     while points is None or count < points:
         results = study.results()
         known = [*results, *([written] if written else [])]
-        finishing = clock.finishing(known) if results else None
+        finishing = clock.finishing(known, now=row >= NOTHING)
         if clock.takes(0, known) > clock.left or finishing == 0:
             break
         ground.forecast.learn(known)
@@ -60,7 +61,7 @@ def work(
         if job is None:
             break
         done = _carry_out(ground, study, wanted, clock, job, tell)
-        count, missed = count + done, 0 if done else missed + 1
+        count, missed, row = count + done, 0 if done else missed + 1, 0 if done else row + 1
     return count
 
 

@@ -251,6 +251,7 @@ def test_when_to_finish(left: float, images: int | None) -> None:
     assert clock.takes(2, took) == pytest.approx(16.0)
     assert clock.finishing(took) == images
     assert clock.finishing([]) is None
+    assert clock.finishing(took, now=True) == (90 if images is None else images)
 
 
 def test_what_costs_more_than_a_model_that_keeps_to_the_loss_is_not_wanted() -> None:
