@@ -50,7 +50,8 @@ def beginnings(ground: Ground, asked: Limits) -> list[Chosen]:
 def neighbors(ground: Ground, own: Mapping[str, Any], asked: Limits) -> list[Chosen]:
     """Points that differ from this one in one or two choices, by a step each, and are to cost no more.
 
-    What they cost is forecast; the dearest of them first, as what they lose is likely to be least.
+    What they cost is forecast; the dearest of them first, as what they lose is likely to be least. Each knob is made
+    stronger in one of them only, so that one that the model cannot spare does not spoil several.
     """
     try:
         known = counted(ground, own)
@@ -58,18 +59,21 @@ def neighbors(ground: Ground, own: Mapping[str, Any], asked: Limits) -> list[Cho
         return []
     most = min(float(known[asked.cost]), float(getattr(asked, asked.cost) or known[asked.cost]))
     stronger, milder = (list(_steps(ground.space, own, side)) for side in (1, -1))
-    pairs = [{**one, **other} for one in stronger for other in milder if one.keys() != other.keys()]
+    pairs = [(one, {**one, **other}) for one in stronger for other in milder if one.keys() != other.keys()]
     random.Random(0).shuffle(pairs)
-    passing: list[tuple[float, Chosen]] = []
-    for change in [*stronger, *pairs][:LOOKED_AT]:
+    passing: list[tuple[float, str, Chosen]] = []
+    for one, change in [*((step, step) for step in stronger), *pairs][:LOOKED_AT]:
         point = {**own, **change}
         try:
             told = counted(ground, point)
         except CANNOT:
             continue
         if float(told[asked.cost]) <= most and not asked.excess({**told, asked.cost: 0.0}):
-            passing.append((float(told[asked.cost]), point))
-    return [point for _, point in sorted(passing, key=lambda pair: -pair[0])[:NEAR]]
+            passing.append((float(told[asked.cost]), next(iter(one)), point))
+    dearest: dict[str, Chosen] = {}
+    for _, knob, point in sorted(passing, key=lambda found: -found[0]):
+        dearest.setdefault(knob, point)
+    return list(dearest.values())[:NEAR]
 
 
 def _steps(space: Space, own: Mapping[str, Any], side: int) -> Iterator[Chosen]:
