@@ -35,7 +35,7 @@ from featherweight.methods.prune import prune
 from featherweight.methods.quantize import quantize
 from featherweight.methods.share import share
 from featherweight.methods.tinybert import TinyBERT, evenly
-from featherweight.methods.vocabulary import trimmed
+from featherweight.methods.vocabulary import kept, narrowed, plan
 from featherweight.models import pretrained
 from featherweight.runtime.tokens import Tokens
 from featherweight.scores.answers import exact, f1
@@ -45,6 +45,7 @@ from featherweight.train import fit
 
 RESULTS = ROOT / "docs" / "measured" / "text_study.json"
 PAGE = ROOT / "docs" / "studies" / "text.md"
+FIRST = {"sst2": 0, "xquad": 18_000}  # tokens that stay besides those of the texts: paragraphs to come have other names
 LAYERS = 4  # of the student; it begins with those of the teacher that TinyBERT pairs them with
 LENGTHS = {"sst2": 64, "xquad": 384}
 BATCH = {"sst2": 32, "xquad": 12}
@@ -159,8 +160,9 @@ def run(study: Study) -> None:
     teacher = study.trained("teacher", lambda: untrained(study), tokens=whole)
     inner = [TinyBERT(teacher, stage=0.6)]
     student = study.trained("student", lambda: shallow(teacher), tokens=whole, methods=inner)
-    small, tokens = trimmed(student, whole, texts=study.texts)
-    same, _ = trimmed(teacher, whole, texts=study.texts)  # reads the same batches as the student
+    stay = sorted({*kept(whole, study.texts), *range(FIRST[study.name])})
+    tokens = narrowed(whole, stay)
+    small, same = (apply(model, plan(model, keep=stay)) for model in (student, teacher))  # both read the same batches
     after = [Distill(teacher=same, alpha=0.7)]
     pruned = study.trained("pruned", lambda: prune(small, mlp=0.5, heads=1 / 3), tokens=tokens, methods=after)
     for step, model in {"student int8": small, "int8": pruned}.items():

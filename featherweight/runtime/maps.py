@@ -44,7 +44,7 @@ class Maps:
         with np.errstate(divide="ignore"):
             floor = np.log(confidence) - np.log1p(-confidence) - NEAR
         anchor, row, column = np.nonzero(raw[..., 4] >= floor)
-        rows = raw[anchor, row, column].astype(np.float32)
+        rows: NDArray[Any] = raw[anchor, row, column].astype(np.float32)
         with np.errstate(over="ignore"):
             rows = 1 / (1 + np.exp(-rows))
         cells, stride = np.stack([column, row], 1).astype(np.float32), np.float32(self.strides[level])
