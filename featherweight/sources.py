@@ -128,7 +128,7 @@ def _folder(folder: Path, backend: str) -> Source:
 def is_picture_model(folder: str | os.PathLike[str]) -> bool:
     """Whether this is a folder of the transformers library with an image classifier."""
     folder = Path(folder)
-    if (folder / RECORD).exists() or not (folder / "config.json").is_file():
+    if not os.path.isfile(folder / "config.json") or os.path.lexists(folder / RECORD):  # also of names no disk can have
         return False
     config = strict_json.read(folder / "config.json", allow_nan=True)
     names = config.get("architectures") if isinstance(config, dict) else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def with_usual(raw: Mapping[str, Any], task: str) -> dict[str, Any]:
 
 def is_folder(name: str) -> bool:
     """Whether this is a folder of the transformers library, not one of ours."""
-    return (Path(name) / pretrained.CONFIG).is_file() and not artifact.is_artifact(name)
+    return os.path.isfile(Path(name) / pretrained.CONFIG) and not artifact.is_artifact(name)
 
 
 def task_of_folder(name: str) -> str:
