@@ -20,10 +20,10 @@ PARTS = {  # the study's questions
 FASHION = ("best",)  # parts on Fashion-MNIST; the others are on CIFAR-10
 DENSE = ("model.config.widths=[16, 32, 64]",)  # the network that is compressed, and the small one's teacher
 WIDE = ("model.config.widths=[32, 64, 128]", "model.config.image_size=[28, 28]")  # that of Fashion-MNIST
-CUT = "{prune_channels: {macs: 0.35, epochs: 3, lr: 1.0e-3}}"
 VIT = ("model={name: vit_cifar}", "train.lr=2.0e-3")
 SHORT_VIT = (*VIT, "train.epochs=4")
 TUNED = "epochs: 3, lr: 1.0e-3"  # of what goes on from a trained network
+CUT = f"{{prune_channels: {{macs: 0.35, {TUNED}}}}}"
 DEIT = (*VIT, "model.config.embed_dim=96", "model.config.num_heads=6", "model.config.mlp_ratio=4")  # its proportions
 _NARROW = "{prune: {mlp: 0.3, heads: 0.34, epochs: 1, lr: 4.0e-4}}"
 _FEWER = "{tokens: {keep: 0.7, epochs: 2, lr: 4.0e-4}}"

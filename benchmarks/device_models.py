@@ -41,7 +41,6 @@ CALIBRATION = 32
 COMPOSED = "tokens 0.7, MLP and heads cut, int8"
 NNCF = "dense, int8 of NNCF"
 EAGER = "dense, torch eager fp32"
-HEAD = ("its head",)
 EAGER_YOLO, QUICK_YOLO = "torch eager fp32", "torch eager fp32, resized by OpenCV"
 
 
@@ -146,13 +145,13 @@ class Yolo:
         small = prune_channels(self.model, self.images[:1], ratio=YOLO_CUT).eval()
         whole = counting.macs(self.model, self.images[:1])
         self.shares = {"pruned": counting.macs(small, self.images[:1]) / whole}
-        plain, int8 = self.file("dense", self.model), self.file("int8", self.model, skip=HEAD)
-        cut, cut8 = self.file("pruned", small), self.file("pruned-int8", small, skip=HEAD)
+        plain, int8 = self.file("dense", self.model), self.file("int8", self.model, rounded=True)
+        cut, cut8 = self.file("pruned", small), self.file("pruned-int8", small, rounded=True)
         maps8, all8 = (
-            self.file("int8-raw", self.model, skip=HEAD, form="raw"),
-            self.file("all-int8-raw", self.model, skip=(), form="raw"),
+            self.file("int8-raw", self.model, rounded=True, form="raw"),
+            self.file("all-int8-raw", self.model, head=True, form="raw"),
         )
-        cut_all8 = self.file("pruned-all-int8-raw", small, skip=(), form="raw")
+        cut_all8 = self.file("pruned-all-int8-raw", small, head=True, form="raw")
         found: dict[str, Callable[[bytes], Any]] = {EAGER_YOLO: self.eager(threads)}
         found[QUICK_YOLO] = self.eager(threads, quick=True)
         for name, path, precision in (
@@ -167,13 +166,15 @@ class Yolo:
                 found[f"{name}, OpenVINO {precision}"] = self.deployed(path, precision, threads)
         return found
 
-    def file(self, name: str, model: nn.Module, *, skip: Sequence[str] | None = None, form: str = "decoded") -> Path:
-        """skip: what stays float of a model in 8 bits, HEAD for its head; a float model without."""
+    def file(
+        self, name: str, model: nn.Module, *, rounded: bool = False, head: bool = False, form: str = "decoded"
+    ) -> Path:
+        """rounded: in 8 bits but for its head; head: that, too."""
         path = self.folder / f"yolov7_tiny-{self.side}-{name}.onnx"
         if not path.exists():
             merged = fuse(model, self.images[:1])
-            if skip is not None:
-                merged = quantized(merged, self.images, skip=None if skip is HEAD else skip)
+            if rounded or head:
+                merged = quantized(merged, self.images, skip=() if head else None)
             about = describe(task="object-detection", preprocess=self.preprocess)
             detector.export(merged, path, self.images[:1], form=form, dynamic=False, metadata=about)
             openvino.convert(path, path.with_suffix(".xml"))

@@ -33,7 +33,7 @@ def start(spec: ModelSpec, work: Work) -> nn.Module:
     elif spec.weights == "shipped":
         model = artifact.load(zoo.shipped_weights(spec.name))
     elif sources.is_picture_model(spec.name):
-        model = sources.module(sources.find(spec.name))
+        model = sources.picture_model(spec.name)
     else:
         with randomness.kept():
             torch.manual_seed(work.recipe.seed)
@@ -101,7 +101,7 @@ def check_student(spec: ModelSpec, work: Work) -> None:
     if model is None and artifact.is_artifact(spec.name):
         model = artifact.load(spec.name)
     elif model is None and sources.is_picture_model(spec.name):
-        model = sources.module(sources.find(spec.name))
+        model = sources.picture_model(spec.name)
     with contextlib.nullcontext() if model is not None else torch.device("meta"):
         if model is None:
             model = official.create(spec.name, **{"num_classes": len(work.data.classes), **spec.config})

@@ -208,7 +208,7 @@ def _model(spec: ModelSpec, classes: int | None) -> nn.Module:
     if spec.weights == "shipped":
         return artifact.load(zoo.shipped_weights(spec.name))
     if sources.is_picture_model(spec.name):
-        return sources.module(sources.find(spec.name))
+        return sources.picture_model(spec.name)
     wanted = {"num_classes": classes} if classes is not None else {}
     return official.create(spec.name, **{**wanted, **spec.config})
 

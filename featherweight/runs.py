@@ -212,7 +212,7 @@ def _preprocess(plan: Recipe, given: Mapping[str, nn.Module]) -> Preprocess | No
     if module is None and artifact.is_artifact(spec.name):
         module = artifact.load(spec.name)
     elif module is None and sources.is_picture_model(spec.name):
-        module = sources.module(sources.find(spec.name))
+        module = sources.picture_model(spec.name)
     record = artifact.record_of(module) if module is not None else None
     if record is not None and record.preprocess is not None:
         size = spec.config.get("image_size", record.preprocess.size)

@@ -180,7 +180,7 @@ def _loaded(source: Source) -> nn.Module:
 
     path = source.path
     if path is not None and is_picture_model(path):
-        return _picture_model(path)
+        return picture_model(path)
     if path is None or path.is_dir() or (path.suffix in (".safetensors", SUFFIX) and source.arch is None):
         return artifact.load(path or "")
     file = official.read(path)
@@ -195,11 +195,12 @@ def _loaded(source: Source) -> nn.Module:
     return official.load(official.create(source.arch, **classes), file).eval()
 
 
-def _picture_model(folder: Path) -> nn.Module:
+def picture_model(folder: str | os.PathLike[str]) -> nn.Module:
     """The image classifier in a folder of the transformers library, which knows its classes and pictures."""
     from featherweight import artifact
     from featherweight.models import pretrained, pretrained_images
 
+    folder = Path(folder)
     preprocess = pretrained_images.preprocess_in(folder)
     model = pretrained_images.load(folder)
     artifact.remember(model, classes=pretrained.labels_of(model), preprocess=preprocess)
@@ -217,7 +218,7 @@ def load(path: str | os.PathLike[str], base: nn.Module | None = None) -> nn.Modu
 
     folder = Path(path)
     if base is None and is_picture_model(folder):
-        return _picture_model(folder)
+        return picture_model(folder)
     if base is None and not (folder / RECORD).exists() and (task := pretrained.task_in(folder)) is not None:
         return pretrained.with_tokens(pretrained.load(folder, task=task), tokens_in(folder))
     return artifact.load(folder, base)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -14,7 +13,6 @@ from .beginning import check_teacher
 from .binding import Ratio, Within
 from .composition import TAUGHT, TOKENS, also, composes, restarting
 from .errors import OptionError
-from .fitting import trained
 from .methods.attention_transfer import AttentionTransfer
 from .methods.dist import DIST
 from .methods.dkd import DKD
@@ -24,8 +22,8 @@ from .methods.rkd import RKD, Relations
 from .methods.similarity import SimilarityPreserving
 from .methods.tinybert import TinyBERT
 from .recipe import Count, Epochs, Rate
-from .steps_together import taught_by
-from .work import Work, current, finished_stage
+from .steps_together import begun, learned, taught_by
+from .work import Work
 
 Weight = Annotated[float, Within(0.0, 1e6)]
 Temperature = Annotated[float, Within(0.0, 1000.0, open_low=True)]
@@ -166,14 +164,11 @@ def tinybert(
     """
     options: dict[str, Any] = {"attention": attention, "hidden": hidden, "embedding": embedding, "mapping": mapping}
     method = TinyBERT(_teacher(work), alpha=alpha, temperature=temperature, stage=stage, **options)
-    begin = work.origin if restart and work.origin is not None else current(work)
-    method.prepare(copy.deepcopy(begin))
+    begin = begun(work, method, restart)
     if general is not None:
         begin = teaching.generally(work, begin, general, options, epochs=general_epochs, lr=lr)
     texts = teaching.with_variants(work, begin, augment, images) if augment else None
-    known: dict[str, Any] = {"texts": texts}
-    model = work.once("model", lambda: trained(work, begin, (*work.methods, method), epochs, images, lr, **known))
-    return finished_stage(work, "TinyBERT", model)
+    return learned(work, begin, method, "TinyBERT", epochs, images, lr, texts=texts)
 
 
 @composes(restarting(INNER))

@@ -25,6 +25,7 @@ from .train import Method
 from .work import Work, current, finished_stage
 
 if TYPE_CHECKING:
+    from .data.text import TextBatches
     from .explain import Outline
 
 Weight = Annotated[float, Within(0.0, 1e6)]
@@ -173,11 +174,33 @@ def taught_by(
     stays: bool = False,
 ) -> Work:
     """The model trained with the method, which stays for later trainings or not; what does not fit is said now."""
+    begin = begun(work, method, restart)
+    return learned(work, begin, method, title, epochs, images, lr, stays=stays)
+
+
+def begun(work: Work, method: Method, restart: bool) -> nn.Module:
+    """The model that a method's training begins from, which it fits."""
     begin = work.origin if restart and work.origin is not None else current(work)
     method.prepare(copy.deepcopy(begin))
-    model = work.once("model", lambda: trained(work, begin, (*work.methods, method), epochs, images, lr))
-    after = dataclasses.replace(work, methods=(*work.methods, method)) if stays else work
-    return finished_stage(after, title, model)
+    return begin
+
+
+def learned(
+    work: Work,
+    begin: nn.Module,
+    method: Method,
+    title: str,
+    epochs: int | None,
+    images: int | None,
+    lr: float | None,
+    *,
+    stays: bool = False,
+    texts: TextBatches | None = None,
+) -> Work:
+    """This model trained with the method. texts: as of `fitting.trained`."""
+    methods = (*work.methods, method)
+    model = work.once("model", lambda: trained(work, begin, methods, epochs, images, lr, texts=texts))
+    return finished_stage(dataclasses.replace(work, methods=methods) if stays else work, title, model)
 
 
 def _seeded(work: Work, number: int) -> Work:

@@ -11,7 +11,7 @@ import tiny_text
 import torch
 from test_text_recipes import folder_of, sentences, texts, written
 
-from featherweight import recipe, runs, steps_distill
+from featherweight import recipe, runs, steps_together
 from featherweight.data.text import TextBatches, lines_of
 from featherweight.data.text_augment import embedding_of, word_swaps
 from featherweight.errors import InputError, OptionError
@@ -76,13 +76,13 @@ def test_variants_follow_each_text_and_keep_its_label() -> None:
 def test_general_then_task_stage_in_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "many.txt").write_text("the old tower\n\n北京 is old\nthe king of the river\n" * 4, encoding="utf-8")
     taught: list[tuple[Any, int]] = []
-    before = steps_distill.trained
+    before = steps_together.trained
 
     def noticed(work: Any, model: Any, methods: Any, *rest: Any, **known: Any) -> Any:
         taught.append((methods[-1], len(known["texts"].rows)))
         return before(work, model, methods, *rest, **known)
 
-    monkeypatch.setattr("featherweight.steps_distill.trained", noticed)
+    monkeypatch.setattr("featherweight.steps_together.trained", noticed)
     monkeypatch.setattr("featherweight.teaching_text.trained", noticed)
     options = {"general": str(tmp_path / "many.txt"), "augment": 2, "mapping": [1], "epochs": 1}
     plan = written(tmp_path, ["load", "teacher", {"tinybert": options}], train={"epochs": 1})

@@ -7,16 +7,14 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from featherweight.errors import FeatherweightError
 from featherweight.search.limits import Limits
 from featherweight.search.points import Ground, counted
-from featherweight.search.space import Knob, Space
+from featherweight.search.space import CANNOT, UNGRADED, Knob, Space
 
 LEVELS = 11
 USUAL = ("tokens", "prune", "prune_channels")  # steps that are tried together where the recipe names none
 NEAR = 6  # neighbors of the recipe's own point among the first
 LOOKED_AT = 16  # neighbors whose cost is forecast
-CANNOT = (FeatherweightError, LookupError, TypeError, ValueError, RuntimeError)
 Chosen = dict[str, Any]
 
 
@@ -32,7 +30,7 @@ def beginnings(ground: Ground, asked: Limits) -> list[Chosen]:
     own = space.point(**space.own())
     found = [] if own == space.point() else [own, {**own, **few}, *neighbors(ground, own, asked)]
     found.append(space.point(**few))
-    free = [knob for knob in space.knobs if knob.step not in ("bits", "student", "train")]
+    free = [knob for knob in space.knobs if knob.step not in UNGRADED]
     usual = [knob for knob in free if knob.step in (space.given or USUAL)]
     alone = [[knob] for knob in usual if len(usual) > 1] if own == space.point() else []
     for group in (usual, free, *alone) if asked.bounded else ():
@@ -79,7 +77,7 @@ def neighbors(ground: Ground, own: Mapping[str, Any], asked: Limits) -> list[Cho
 def _steps(space: Space, own: Mapping[str, Any], side: int) -> Iterator[Chosen]:
     """Changes of one knob to the next choice, or to the one before."""
     for knob in space.knobs:
-        if knob.step in ("bits", "student", "train"):
+        if knob.step in UNGRADED:
             continue
         place = knob.choices.index(own[knob.name]) + side
         if 0 <= place < len(knob.choices):

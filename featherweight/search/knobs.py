@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from featherweight import recipe as recipes
-from featherweight.errors import FeatherweightError, OptionError
+from featherweight.errors import OptionError
 from featherweight.explain import Outline
 from featherweight.runs import GIVEN
 from featherweight.runtime.preprocess import Preprocess
-from featherweight.search.space import BITS, FLOAT, PLACED, Knob, Space, outlined, split
+from featherweight.search.space import BITS, CANNOT, FLOAT, PLACED, Knob, Space, outlined, split
 from featherweight.search.students import students_of
 
 MANY = 9  # choices of a knob that are not tried one by one
@@ -104,7 +104,7 @@ def _possible(space: Space, start: Outline, knob: Knob) -> Knob | None:
 
 def _macs(space: Space, start: Outline, step: str, options: Mapping[str, Any]) -> int | None:
     """Multiply-adds after one step, or None where this model cannot have it."""
-    with contextlib.suppress(FeatherweightError, LookupError, TypeError, ValueError, RuntimeError):
+    with contextlib.suppress(*CANNOT):
         return outlined(start, [{step: dict(options)}]).macs()
     return None
 

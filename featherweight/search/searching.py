@@ -22,12 +22,13 @@ from featherweight.recipe import ModelSpec, Recipe
 from featherweight.runtime.preprocess import Preprocess
 from featherweight.runtime.session import BACKENDS
 from featherweight.search import page
-from featherweight.search.beginnings import CANNOT, beginnings
+from featherweight.search.beginnings import beginnings
 from featherweight.search.ground import Request, prepare, read, restored, smallest, study_of
 from featherweight.search.lengths import Clock, own_length
 from featherweight.search.limits import EQUAL, Limits, limits, seconds
 from featherweight.search.outcome import WRITTEN, Search, concluded, written_plan
 from featherweight.search.points import Found, Ground, Tell, carried_out, counted
+from featherweight.search.space import CANNOT
 from featherweight.search.study import Study
 from featherweight.search.worker import Others, save, work
 from featherweight.texting import task_of_model

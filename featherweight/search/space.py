@@ -20,7 +20,7 @@ import torch
 from featherweight import recipe as recipes
 from featherweight.binding import bind
 from featherweight.composition import outline_of
-from featherweight.errors import OptionError
+from featherweight.errors import FeatherweightError, OptionError
 from featherweight.explain import Outline
 from featherweight.models import zoo
 from featherweight.runs import GIVEN
@@ -38,6 +38,8 @@ BITS: dict[str, dict[str, dict[str, Any]]] = {
     "int4": {"quantize_weights": {"weights": "int4"}},
 }
 FLOAT = "float32"
+UNGRADED = ("bits", "student", "train")  # steps whose choices are no more or less of one thing
+CANNOT = (FeatherweightError, LookupError, TypeError, ValueError, RuntimeError)  # what says that a point cannot be
 PLACED = {"width": "prune"}  # a step of its own place in the order, as what drops tokens cannot be made narrower
 SEARCHED = {*ORDER, *(step for steps in BITS.values() for step in steps)}
 

@@ -16,11 +16,11 @@ from typing import Any
 from featherweight import files
 from featherweight.doors import json as strict_json
 from featherweight.errors import clean
-from featherweight.search.beginnings import CANNOT
 from featherweight.search.front import last_of_each
 from featherweight.search.lengths import Clock
 from featherweight.search.limits import Limits, words
 from featherweight.search.points import Ground, Tell, counted, measured
+from featherweight.search.space import CANNOT
 from featherweight.search.study import Job, Study
 
 FAILED = 12  # points that came to nothing, with none that was measured: the search gives up
