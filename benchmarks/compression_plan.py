@@ -14,6 +14,7 @@ PARTS = {  # the study's questions
     "symmetry": "Networks that turn with the picture, at equal parameters",
     "bits": "Fewer and fewer bits, trained with them",
     "structure": "Structured matrices in place of a transformer's weights, at equal parameters",
+    "averaging": "Weights averaged, against the same training alone",
     "tokens": "Fewer tokens, narrower, 8 bits: the composition of the device page, trained",
     "best": "Compositions: file, speed and accuracy against the dense network",
 }
@@ -67,6 +68,11 @@ def _composed(name: str, says: str, *steps: str) -> Trial:
     return Trial(name, "best", says, BASE, (*WIDE, _steps(*whole)), teacher="wide", start="wide")
 
 
+def _further(name: str, says: str, step: str) -> Trial:
+    """The dense network, trained on."""
+    return Trial(name, "averaging", says, BASE, (*DENSE, _steps("load", step)), start="dense")
+
+
 def _fewer(name: str, says: str, *steps: str) -> Trial:
     """The transformer with fewer tokens and narrower, in 8 bits, and on its way there; trained on for three epochs."""
     whole = ("teacher", "load", *steps)
@@ -98,6 +104,9 @@ TRIALS: tuple[Trial, ...] = (  # what others need comes first
     _fewer("deit_fewer", "tokens 0.7, MLP and heads cut", _NARROW, _FEWER),
     _fewer("deit_fewer_int8", "tokens 0.7, MLP and heads cut, 8 bits", _NARROW, _FEWER, "quantize", "export",
            "{measure: {batch: [1, 16]}}"),
+    _further("longer", "trained on for 3 epochs", f"{{train: {{{TUNED}}}}}"),
+    _further("soup", "the mean of 3, each trained on for an epoch", "{soup: {count: 3, epochs: 1, rates: [1.0e-3]}}"),
+    _further("swa", "stochastic weight averaging, 3 epochs", f"{{swa: {{{TUNED}}}}}"),
     Trial("wide", "best", "the dense network, labels alone", BASE, (*WIDE, "steps=[baseline]")),
     _composed("best_int8", "channels, masks, 8 bits", CUT, f"{{sparsify: {{sparsity: 0.8, how: gradual, {TUNED}}}}}",
               f"{{qat: {{weights: int8, {TUNED}}}}}"),
@@ -131,6 +140,8 @@ ROWS: tuple[Row, ...] = (
       for name, says in (("qat8", "8 bits"), ("qat4", "4 bits"), ("qat2", "2 bits"), ("qat1", "1 bit"))),
     *(Row("structure", f"{name} beats a thinner transformer", Side(f"matrix_{name}"), Side("vit_thin"), NOT_HERE)
       for name in ("monarch", "kronecker", "circulant", "butterfly", "toeplitz", "acdc")),
+    Row("averaging", "a soup beats its training alone", Side("soup"), Side("longer"), NOT_HERE),
+    Row("averaging", "SWA beats its training alone", Side("swa"), Side("longer"), NOT_HERE),
     Row("tokens", "composed, 8 bits: as good as dense, 0.5 points allowed",
         Side("deit_fewer_int8"), Side("deit"), NOT_HERE, margin=0.5),
     Row("tokens", "composed, 8 bits: as good as dense trained on for as long, 0.5 points allowed",
