@@ -10,23 +10,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from .frequencies import MAX_SCALE, Array, best_scale, normalized, read
+from .frequencies import MAX_SCALE, Array, best_table, read
 
 LOWEST = np.uint32(1 << 16)  # a state is from here to below 2**32; one 16-bit word at a time goes out or comes in
-PER_LANE = ((1 << 13, 2048), (1 << 15, 1024), (1 << 62, 512))  # symbols of a lane, in streams of at most so many:
+PER_LANE = ((1 << 14, 2048), (1 << 15, 1024), (1 << 62, 512))  # symbols of a lane, in streams of at most so many:
+RUNS = 0x80  # in the first byte, beside the scale: the table says runs
 MAX_LANES = 1 << 14  # each costs two bytes more than its symbols, and fewer lanes are more calls of NumPy
 
 
 def encode(symbols: Array) -> bytes:
-    """Bytes (n,) of at least two kinds -> scale, log2 of the lanes, table, states, words."""
-    counts = np.bincount(symbols, minlength=256)
-    scale, table = best_scale(counts)
-    frequencies = normalized(counts, scale)
-    starts = np.concatenate([[0], np.cumsum(frequencies)[:-1]]).astype(np.uint32)
-    width = frequencies.astype(np.uint32)
+    """Bytes (n,) of at least two kinds -> scale and form of the table, log2 of the lanes, table, states, words."""
+    table = best_table(np.bincount(symbols, minlength=256))
+    starts = np.concatenate([[0], np.cumsum(table.frequencies)[:-1]]).astype(np.uint32)
+    width = table.frequencies.astype(np.uint32)
     power = _lanes(len(symbols))
-    states, words = _encoded(symbols, width, starts, scale, 1 << power)
-    return bytes([scale, power]) + table + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
+    states, words = _encoded(symbols, width, starts, table.scale, 1 << power)
+    first = table.scale | (RUNS if table.runs else 0)
+    return bytes([first, power]) + table.data + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
 
 
 def _lanes(count: int) -> int:
@@ -52,10 +52,10 @@ def _encoded(symbols: Array, width: Array, starts: Array, scale: int, lanes: int
 
 def decode(data: memoryview, count: int) -> Array:
     """The `count` symbols that `encode` was given, uint8. ValueError for bytes that it cannot have written."""
-    if len(data) < 2 or not 1 <= data[0] <= MAX_SCALE or 1 << data[1] > MAX_LANES:
+    if len(data) < 2 or not 1 <= data[0] & ~RUNS <= MAX_SCALE or 1 << data[1] > MAX_LANES:
         raise ValueError("no stream of this coder")
-    scale, lanes = int(data[0]), 1 << int(data[1])
-    frequencies, used = read(data[2:], scale)
+    scale, lanes = data[0] & ~RUNS, 1 << int(data[1])
+    frequencies, used = read(data[2:], scale, runs=bool(data[0] & RUNS))
     states = np.frombuffer(data[2 + used : 2 + used + 4 * lanes], "<u4").astype(np.uint32)
     rest = data[2 + used + 4 * lanes :]
     if len(states) != lanes or len(rest) % 2 or int(frequencies.max()) >= 1 << scale:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from featherweight.coding import huffman, rans, streams
-from featherweight.coding.frequencies import best_scale, entropy_bytes, normalized, read, stored
+from featherweight.coding.frequencies import MANY, best_table, entropy_bytes, normalized, read
 from featherweight.errors import MissingExtra, OptionError
 
 CODERS = ["raw", "deflate", "rans", "huffman", "auto"]
@@ -86,16 +86,47 @@ def test_frequencies_sum_up_and_keep_every_symbol() -> None:
         found = normalized(counts, scale)
         assert int(found.sum()) == 1 << scale
         assert ((found > 0) == (counts > 0)).all()
-    scale, table = best_scale(counts)
-    again, used = read(memoryview(table + b"more"), scale)
-    assert used == len(table)
-    assert np.array_equal(again, normalized(counts, scale))
-    assert stored(again) == table
+
+
+@pytest.mark.parametrize("count", [3000, 2 * MANY])
+def test_a_table_is_read_back(count: int) -> None:
+    counts = np.bincount(drawn("normal", count), minlength=256)
+    table = best_table(counts)
+    assert table.runs == (count < MANY)
+    again, used = read(memoryview(table.data + b"more"), table.scale, runs=table.runs)
+    assert used == len(table.data)
+    assert np.array_equal(again, table.frequencies)
+    assert (again[counts > 0] > 0).all()
+
+
+def test_every_table_sums_up_whatever_is_counted() -> None:
+    rng = np.random.default_rng(0)
+    for number in range(300):
+        counts = np.zeros(256, np.int64)
+        places = rng.choice(256, rng.integers(2, 257), replace=False)
+        counts[places] = np.maximum(1, rng.pareto(0.5, len(places)) * rng.integers(1, 9)).clip(max=30_000)
+        table = best_table(counts)
+        again, _ = read(memoryview(table.data), table.scale, runs=table.runs)
+        assert np.array_equal(again, table.frequencies), number
+        assert int(again.sum()) == 1 << table.scale and (again[counts > 0] > 0).all(), number
+
+
+def test_runs_bring_the_gaps_of_a_pruned_layer_near_their_entropy() -> None:
+    gaps = np.random.default_rng(0).geometric(0.03, 5000).clip(max=255).astype(np.uint8)
+    counts = np.bincount(gaps, minlength=256)
+    plain = len(streams.encode(gaps, "deflate").data)
+    assert len(streams.encode(gaps, "rans").data) < 1.016 * entropy_bytes(counts) < plain / 1.01
+
+
+def test_a_run_too_long_for_its_table_is_an_error() -> None:
+    table = best_table(np.bincount(drawn("normal", 3000), minlength=256))
+    with pytest.raises(ValueError, match="more symbols"):
+        read(memoryview(bytes([table.data[0] - 1]) + table.data[1:]), table.scale, runs=True)
 
 
 def test_the_scale_is_worth_its_table() -> None:
     small, large = (np.bincount(drawn("normal", count), minlength=256) for count in (300, 300_000))
-    assert best_scale(small)[0] < best_scale(large)[0]
+    assert best_table(small).scale < best_table(large).scale
 
 
 @pytest.mark.parametrize("coder", ["deflate", "rans", "huffman"])
