@@ -109,7 +109,7 @@ TRIALS: tuple[Trial, ...] = (  # what others need comes first
     _further("swa", "stochastic weight averaging, 3 epochs", f"{{swa: {{{TUNED}}}}}"),
     Trial("wide", "best", "the dense network, labels alone", BASE, (*WIDE, "steps=[baseline]")),
     _composed("best_int8", "channels, masks, 8 bits", CUT, f"{{sparsify: {{sparsity: 0.8, how: gradual, {TUNED}}}}}",
-              f"{{qat: {{weights: int8, {TUNED}}}}}"),
+              "{qat: {weights: int8, epochs: 6, lr: 1.0e-3}}"),
     _composed("best_int4", "channels, masks, 4 bits", CUT, f"{{sparsify: {{sparsity: 0.6, how: gradual, {TUNED}}}}}",
               f"{{qat: {{weights: int4, activations: 8, {TUNED}}}}}"),
     _composed("best_codes", "channels, masks, codebook", CUT,

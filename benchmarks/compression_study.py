@@ -9,7 +9,7 @@
 
 Start it twice to use two cores: each takes what the other has not. Killed, it goes on from the last checkpoint when it
 is started again. What it finds is kept in docs/measured/compression-NAME.json, and the tables of
-docs/studies/compression.md are written from there.
+docs/studies/compression.md and of the methods' cards are written from there.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import compression_cards
 from compression_asked import asked
 from compression_plan import FASHION, PARTS, ROWS, TRIALS, chosen, trial
 from fashion import fashion
@@ -163,10 +164,11 @@ def blocks(results: Results) -> dict[str, str]:
 
 
 def write(docs: Path) -> None:
-    """What is stored, into the page."""
+    """What is stored, into the page and the cards of the methods."""
     page = docs / "studies" / "compression.md"
     if page.is_file():
         fill(page, {"asked": asked(docs / "measured"), **blocks(stored(docs))})
+    compression_cards.write(docs / "methods", stored(docs))
 
 
 def read(source: Path) -> Data:

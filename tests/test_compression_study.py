@@ -113,6 +113,14 @@ def test_the_page_says_what_is_stored(study: ModuleType) -> None:
         assert f"<!-- bench:begin {name} -->\n{block}\n<!-- bench:end -->" in text, "run: compression_study.py --table"
 
 
+def test_the_cards_say_what_is_stored(study: ModuleType) -> None:
+    cards, results = study.compression_cards, study.stored(ROOT / "docs")
+    for card, names in cards.CARDS.items():
+        text = (ROOT / "docs" / "methods" / f"{card}.md").read_text(encoding="utf-8")
+        block = cards.said(names, results)
+        assert f"<!-- bench:begin study -->\n{block}\n<!-- bench:end -->" in text, "run: compression_study.py --table"
+
+
 @pytest.mark.slow
 def test_every_kind_of_trial_works(study: ModuleType, tmp_path: Path) -> None:
     source = data.load("digits", n_train=48, n_val=12, n_test=16, size=32, glyph_max=20)
