@@ -65,8 +65,7 @@ def predict(
 ) -> int:
     """What is in a picture, or where; of folders, patterns, and for detectors videos and cameras too."""
     from featherweight.pipelines import pipeline
-    from featherweight.pipelines_detection import ObjectDetection
-    from featherweight.runtime.record import TEXT_TASKS
+    from featherweight.runtime.record import TASKS, TEXT_TASKS
 
     whats = options.words("--draw", draw, WHATS) if draw else ()
     backend = "torch" if backend == "auto" and "attention" in whats else backend
@@ -74,7 +73,7 @@ def predict(
     pipe = pipeline(model=model, **options.given(asked))
     if pipe.task in TEXT_TASKS:
         raise OptionError("--model", f"{shown(model)} reads text: featherweight ask {shown(model)} --text ...")
-    if isinstance(pipe, ObjectDetection):
+    if pipe.task == TASKS[1]:
         _refuse({"--top-k": top_k, "--show-tokens": show_tokens}, whats, {"tokens", "attention"}, "are of classifiers")
         wanted: dict[str, Any] = {"draw": "boxes" in whats, "text": save_txt, "coco": save_json}
         folder = options.new_folder(project, name, "predict") if any(wanted.values()) else None

@@ -21,11 +21,13 @@ from featherweight.doors import image
 from featherweight.errors import OptionError, closest, shown
 from featherweight.pictures import check_batch_size, each, load
 from featherweight.pipelines_detection import ObjectDetection
+from featherweight.pipelines_detection_usual import UsualDetection
 from featherweight.pipelines_questions import QuestionAnswering
 from featherweight.pipelines_text import TextClassification
 from featherweight.pipelines_usual import of_call, of_pipeline
 from featherweight.runners import Answer, Runner, open_runner
 from featherweight.runners_text import open_text
+from featherweight.runners_transformers import DetectorRunner, open_detector
 from featherweight.runtime.activations import FUNCTIONS
 from featherweight.runtime.record import TEXT_TASKS
 
@@ -47,11 +49,11 @@ def pipeline(
     """A callable that answers for pictures or texts; the task is taken from the model where it is not named.
 
     model: a folder of ours, a run (`runs/latest`), a .onnx or .xml file that we exported, a folder of the transformers
-    library with a text model or an image classifier, a torch module, or with a task OWNER/NAME of the hub. tokenizer:
-    of a text model that comes without one: a folder, or one of transformers. backend: "torch", "onnxruntime",
-    "openvino", or what the model comes with. kwargs: `classes`, `preprocess` (or transformers' `image_processor`),
-    `arch` and `max_pixels` for the model, `revision` and `token` for the hub, `precision` and `cache` of
-    `runtime.session.open_session` for an exported file, and defaults for the call (of the task's `OPTIONS`).
+    library with a text model, an image classifier or a detector, a torch module, or with a task OWNER/NAME of the hub.
+    tokenizer: of a text model that comes without one: a folder, or one of transformers. backend: "torch",
+    "onnxruntime", "openvino", or what the model comes with. kwargs: `classes`, `preprocess` (or transformers'
+    `image_processor`), `arch` and `max_pixels` for the model, `revision` and `token` for the hub, `precision` and
+    `cache` of `runtime.session.open_session` for an exported file, and defaults for the call (the task's `OPTIONS`).
     """
     kwargs = of_pipeline(kwargs)
     named = ALIASES.get(task, task) if isinstance(task, str) else task
@@ -73,8 +75,9 @@ def pipeline(
     _check_task(runner.task)
     if named is not None and runner.task != named:
         raise OptionError("task", f"is {task!r}, but this model was made for {runner.task!r}")
-    _check_options(kwargs, [TASKS[runner.task]])
-    made: Pipeline = TASKS[runner.task](runner, batch_size=batch_size, **kwargs)
+    kind = UsualDetection if isinstance(runner, DetectorRunner) else TASKS[runner.task]
+    _check_options(kwargs, [kind])
+    made: Pipeline = kind(runner, batch_size=batch_size, **kwargs)
     made.task = task or runner.task
     return made
 
@@ -85,12 +88,14 @@ def _opened(task: str | None, model: Any, tokenizer: Any, opening: Mapping[str, 
     rest = {key: value for key, value in opening.items() if key not in ("preprocess", "arch")}
     if pictures and (task in TEXT_TASKS or tokenizer is not None):
         raise OptionError(next(iter(pictures)), "goes with pictures, and this is a text pipeline")
-    text = None if pictures else open_text(model, task=task, tokenizer=tokenizer, **rest)
-    if text is not None:
-        return text
+    detector = open_detector(model, **opening)
+    if detector is None and not pictures:
+        text = open_text(model, task=task, tokenizer=tokenizer, **rest)
+        if text is not None:
+            return text
     if tokenizer is not None:
         raise OptionError("tokenizer", "goes with a text model, and this model reads pictures")
-    return open_runner(model, **opening)
+    return detector or open_runner(model, **opening)
 
 
 def _check_options(given: Mapping[str, Any], kinds: list[Any]) -> None:
@@ -177,7 +182,7 @@ class ImageClassification:
                 yield [{**found, **kept} for found in self.postprocess(logits, **wording)]
 
 
-Pipeline = ImageClassification | ObjectDetection | TextClassification | QuestionAnswering
+Pipeline = ImageClassification | ObjectDetection | UsualDetection | TextClassification | QuestionAnswering
 TASKS: dict[str, Any] = {
     "image-classification": ImageClassification,
     "object-detection": ObjectDetection,

@@ -7,7 +7,7 @@ given. Pictures much larger than the input can be looked at in tiles.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any
@@ -93,14 +93,7 @@ class ObjectDetection:
 
     def postprocess(self, detections: NDArray[np.float64]) -> Objects:
         """Detections (n, 6) in pixels of the picture -> [{"score", "label", "box"}, ...]; corners are cut to ints."""
-        return [
-            {
-                "score": float(score),
-                "label": self.label(int(label)),
-                "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), map(int, box), strict=True)),
-            }
-            for *box, score, label in detections.tolist()
-        ]
+        return worded(detections, self.label)
 
     def detections(self, pictures: Iterable[Any], *, batch_size: int | None = None, **options: Any) -> Iterator[Any]:
         """For each picture its detections (n, 6) [x1, y1, x2, y2, score, class], floats in pixels of the picture."""
@@ -140,6 +133,18 @@ class ObjectDetection:
     def _placed(self, picture: Picture) -> tuple[NDArray[np.float32], Placement]:
         preprocess = self.runner.preprocess
         return preprocess(picture), preprocess.place(picture.shape[0], picture.shape[1])
+
+
+def worded(detections: NDArray[np.float64], label: Callable[[int], str]) -> Objects:
+    """Detections (n, 6) in pixels of the picture -> [{"score", "label", "box"}, ...]; corners are cut to ints."""
+    return [
+        {
+            "score": float(score),
+            "label": label(int(number)),
+            "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), map(int, box), strict=True)),
+        }
+        for *box, score, number in detections.tolist()
+    ]
 
 
 def _call(options: Mapping[str, Any]) -> Call:

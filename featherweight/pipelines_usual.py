@@ -7,6 +7,8 @@ refused in one line.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from featherweight.errors import OptionError
@@ -42,7 +44,14 @@ def of_pipeline(options: dict[str, Any]) -> dict[str, Any]:
         if options.get(name) is not None:
             if rest.get("preprocess") is not None:
                 raise OptionError(name, "and preprocess say the same; give one of the two")
-            from featherweight.models.pretrained_images import described
-
-            rest["preprocess"] = described(options[name])
+            rest["preprocess"] = _prepared_by(options[name])
     return rest
+
+
+def _prepared_by(processor: Any) -> Any:
+    """What prepares as this image processor or its folder says: of a detector the processor itself."""
+    from featherweight.models.pretrained_detectors import FINDS
+    from featherweight.models.pretrained_images import described, processor_in
+
+    found = processor_in(Path(processor)) if isinstance(processor, (str, os.PathLike)) else processor
+    return found if hasattr(found, FINDS) else described(found)

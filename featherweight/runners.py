@@ -65,13 +65,16 @@ def open_runner(
 
     running: how an exported file is run: options of `open_session`.
     """
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise OptionError("threads", f"must be 1 or more, not {threads!r}")
+    check_threads(threads)
     from featherweight.runners_file import FileRunner
     from featherweight.runners_torch import TorchRunner
 
     if isinstance(preprocess, Mapping):
         preprocess = Preprocess.from_dict(preprocess)
+    if preprocess is not None and not isinstance(preprocess, Preprocess):
+        raise OptionError(
+            "image_processor", f"{type(preprocess).__name__} is a detector's of transformers; this is none"
+        )
     given: dict[str, Any] = {"classes": tuple(classes), "preprocess": preprocess}
     if not isinstance(model, (str, sources.Source)) and not hasattr(model, "__fspath__"):
         return TorchRunner(_module(model, backend), device=device, threads=threads, **given)
@@ -83,6 +86,12 @@ def open_runner(
     built = sources.module(source)
     given["preprocess"] = preprocess or sources.preprocess_of(source, built)
     return TorchRunner(built, device=device, threads=threads, **given)
+
+
+def check_threads(threads: object) -> None:
+    """OptionError for what is no number of threads."""
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise OptionError("threads", f"must be 1 or more, not {threads!r}")
 
 
 def _module(model: Any, backend: str) -> nn.Module:

@@ -116,6 +116,9 @@ def _folder(folder: Path, backend: str) -> Source:
         if is_picture_model(folder):
             _only_torch(folder, backend)
             return Source("", NEEDS_TORCH, folder)
+        if is_detector_folder(folder):
+            text = "is a detector of transformers: pipeline and predict run it, as it is; this takes detectors of ours"
+            raise InputError(folder, "unsupported_format", text)
         text = "holds a model of another library; give one of ours, or its weights file with --arch"
         raise InputError(folder, "unsupported_format", text)
     if is_run(folder):
@@ -127,12 +130,21 @@ def _folder(folder: Path, backend: str) -> Source:
 
 def is_picture_model(folder: str | os.PathLike[str]) -> bool:
     """Whether this is a folder of the transformers library with an image classifier."""
+    return _is_for(folder, "ForImageClassification")
+
+
+def is_detector_folder(folder: str | os.PathLike[str]) -> bool:
+    """Whether this is a folder of the transformers library with a detector."""
+    return _is_for(folder, "ForObjectDetection")
+
+
+def _is_for(folder: str | os.PathLike[str], head: str) -> bool:
     folder = Path(folder)
     if not os.path.isfile(folder / "config.json") or os.path.lexists(folder / RECORD):  # also of names no disk can have
         return False
     config = strict_json.read(folder / "config.json", allow_nan=True)
     names = config.get("architectures") if isinstance(config, dict) else None
-    return isinstance(names, list) and any(str(name).endswith("ForImageClassification") for name in names)
+    return isinstance(names, list) and any(str(name).endswith(head) for name in names)
 
 
 def _runs(path: Path, backend: str) -> bool:
@@ -210,15 +222,18 @@ def picture_model(folder: str | os.PathLike[str]) -> nn.Module:
 def load(path: str | os.PathLike[str], base: nn.Module | None = None) -> nn.Module:
     """The model in a folder or file of ours, or in a folder of the transformers library, in evaluation mode.
 
-    base: as of `artifact.load`. A text model carries its tokenizer, an image classifier how its pictures are prepared.
+    base: as of `artifact.load`. A text model carries its tokenizer, an image classifier how its pictures are prepared,
+    a detector its image processor.
     """
     from featherweight import artifact
-    from featherweight.models import pretrained
+    from featherweight.models import pretrained, pretrained_detectors
     from featherweight.runners_text import tokens_in
 
     folder = Path(path)
     if base is None and is_picture_model(folder):
         return picture_model(folder)
+    if base is None and is_detector_folder(folder):
+        return pretrained_detectors.load(folder)
     if base is None and not (folder / RECORD).exists() and (task := pretrained.task_in(folder)) is not None:
         return pretrained.with_tokens(pretrained.load(folder, task=task), tokens_in(folder))
     return artifact.load(folder, base)

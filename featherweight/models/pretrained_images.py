@@ -3,7 +3,8 @@
 
 The folder's own `preprocessor_config.json` says how, read by transformers itself, for the kinds of preparation that
 `Preprocess` can do as well: resize and crop by Pillow's filters, values 0..1, mean and standard deviation. Not here:
-text models (`pretrained`), detectors of that library, and preparing that flips channels or keeps the picture's size.
+text models (`pretrained`), detectors of that library (`pretrained_detectors`), and preparing that flips channels or
+keeps the picture's size.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from ..doors import door
 from ..errors import InputError, OptionError
 from ..runtime.preprocess import Preprocess
 from .pretrained import gist, library, quiet
@@ -25,37 +27,43 @@ FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 KIND = "ImageProcessor"
 
 
-def load(folder: Path) -> nn.Module:
-    """The image classifier in a folder, in evaluation mode; safetensors only, no code is run. Raises InputError."""
+def load(folder: Path, *, head: str = "ImageClassification") -> nn.Module:
+    """The model in a folder, in evaluation mode; safetensors only, no code is run. Raises InputError.
+
+    head: what it is for, as the library names it: a classifier, or "ObjectDetection".
+    """
     transformers = library("a folder of transformers")
     if not any(folder.glob("*.safetensors")):
         text = "has no weights as .safetensors; pickled ones are not read: save it again with transformers"
         raise InputError(folder, "missing", text)
-    known: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        with quiet(transformers):
-            made = transformers.AutoModelForImageClassification
-            model = made.from_pretrained(str(folder), use_safetensors=True, dtype="auto", **known)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(folder, "corrupt", f"transformers cannot load it: {gist(error)}") from None
+    known: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "output_loading_info": True}
+    with door(folder, "corrupt", "transformers cannot load it"), quiet(transformers):
+        made = getattr(transformers, f"AutoModelFor{head}")
+        model, told = made.from_pretrained(str(folder), use_safetensors=True, dtype="auto", **known)
+    if lacking := sorted(set(told["missing_keys"]) & {name for name, _ in model.named_parameters()}):
+        raise InputError(folder, "corrupt", f"its weights lack {lacking[0]}" + (" and others" * (len(lacking) > 1)))
     return model.eval()  # type: ignore[no-any-return]
 
 
-def preprocess_in(folder: Path) -> Preprocess:
-    """How the pictures of the model in a folder are prepared. InputError where it does not say, or where we cannot."""
+def processor_in(folder: Path) -> Any:
+    """The image processor of the transformers library that a folder describes. InputError where it has none."""
     if not any((folder / name).is_file() for name in PROCESSORS):
         raise InputError(folder, "missing", f"does not say how pictures are prepared: it has no {PROCESSORS[0]}")
     transformers = library("a folder of transformers")
     try:
         with quiet(transformers):
-            found = transformers.AutoImageProcessor.from_pretrained(
+            return transformers.AutoImageProcessor.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         text = f"transformers cannot read how pictures are prepared: {gist(error)}"
         raise InputError(folder / PROCESSORS[0], "corrupt", text) from None
+
+
+def preprocess_in(folder: Path) -> Preprocess:
+    """How the pictures of the model in a folder are prepared. InputError where it does not say, or where we cannot."""
     try:
-        return described(found)
+        return described(processor_in(folder))
     except OptionError as error:
         raise InputError(folder / PROCESSORS[0], "unsupported_format", error.text) from None
 

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from featherweight.errors import OptionError, shown
 from featherweight.interrupt import interruptible
 from featherweight.pipelines import pipeline
+from featherweight.pipelines_detection_usual import UsualDetection
 from featherweight.serving.app import build
 from featherweight.serving.limits import Limits
 from featherweight.serving.models import Served, named
@@ -31,6 +32,9 @@ def open_models(models: Sequence[Any], **options: Any) -> list[Served]:
     opened = [
         (str(model) if _is_path(model) else type(model).__name__, pipeline(model=model, **options)) for model in models
     ]
+    for name, pipe in opened:
+        if isinstance(pipe, UsualDetection):
+            raise OptionError("model", f"{shown(name)} is a detector of transformers; only ours are served")
     served = named(opened)
     for one in served:
         one.warm()

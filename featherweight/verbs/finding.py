@@ -22,7 +22,10 @@ from featherweight.errors import InputError
 from featherweight.files import publish
 from featherweight.pictures import load
 from featherweight.pipelines_detection import ObjectDetection
+from featherweight.pipelines_detection_usual import UsualDetection
 from featherweight.videos import Video, Writer, is_video
+
+Detector = ObjectDetection | UsualDetection
 
 
 class Seen(NamedTuple):
@@ -89,9 +92,7 @@ def _of_folder(folder: Path, max_pixels: int, skipped: list[InputError]) -> Iter
         raise skipped[before]
 
 
-def find(
-    pipe: ObjectDetection, seen: Iterator[Seen], *, batch_size: int | None = None, **options: Any
-) -> Iterator[Found]:
+def find(pipe: Detector, seen: Iterator[Seen], *, batch_size: int | None = None, **options: Any) -> Iterator[Found]:
     """The detections of each picture, read ahead by one batch and no more; the options are those of a call."""
     waiting: list[Seen] = []
 
@@ -109,7 +110,7 @@ class Keeper:
     """Keeps what was found in a folder, as it comes: `drawn/`, `labels/` and, at the end, `detections.json`."""
 
     folder: Path
-    pipe: ObjectDetection
+    pipe: Detector
     draw: bool = False
     text: bool = False
     coco: bool = False
@@ -194,7 +195,7 @@ def as_text(found: Found) -> str:
     return "".join(lines)
 
 
-def summary(found: Found, pipe: ObjectDetection) -> str:
+def summary(found: Found, pipe: Detector) -> str:
     """ "3 RBC, 1 WBC"."""
     numbers, counts = np.unique(found.rows[:, 5].astype(int), return_counts=True)
     words = [f"{count} {pipe.label(int(number))}" for number, count in zip(numbers, counts, strict=True)]
