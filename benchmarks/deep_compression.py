@@ -11,7 +11,7 @@ weights stay as in the paper, but LAMP says in which layers. What is judged is t
 file; its size is that of the file, header, names, biases and codebooks included, against four bytes for every
 parameter. Streams are those of the weights' codes and the gaps between them, with their tables, against the entropy of
 their symbols; biases and codebooks are too short to be coded. Accuracy is that of the 10,000 test pictures, which
-nothing is chosen by. Every model is kept under --work, every row in the results, so that a run that was stopped goes on.
+nothing is chosen by. Every model is kept under --work, every row in the results: a run that was stopped goes on.
 """
 
 from __future__ import annotations
