@@ -73,7 +73,7 @@ def save(
         return folder
     checkpoint.write(folder / WEIGHTS, tensors, {"record": text})
     publish(folder / RECORD, text.encode())
-    write_beside(model, folder)
+    write_beside(model, folder, record)
     return folder
 
 
@@ -165,7 +165,9 @@ def with_classes(
     if isinstance(model, YOLOv7):
         known: dict[str, Any] = {"names": record.classes if record else (), "wanted": classes}
         return yolov7_forms.changed(model, tell=tell, num_classes=len(classes), **known)
-    new = zoo.build({"name": base["name"], "config": {**base["config"], "num_classes": len(classes)}})
+    theirs = base["name"].startswith(pretrained.PREFIX)  # a model of transformers counts the names
+    head = {"id2label": {str(i): name for i, name in enumerate(classes)}} if theirs else {"num_classes": len(classes)}
+    new = zoo.build({"name": base["name"], "config": {**base["config"], **head}})
     state = new.state_dict()
     fits = {
         name: tensor

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from PIL import Image
 import featherweight
 from featherweight import artifact, cli, counting, explain, pipeline, recipe, runs, sources
 from featherweight.errors import InputError
+from featherweight.methods.lowrank import factorize
+from featherweight.methods.prune import prune
 from featherweight.models import pretrained_images
 from featherweight.runtime.preprocess import Preprocess
 
@@ -143,6 +146,7 @@ def test_a_folder_is_made_small_and_exported(tmp_path: Path, kind: str, capsys: 
     done = runs.run(read)
     assert told[0].params == counting.parameters(done.stages[0].model)
     small = featherweight.load(done.folder / "model")
+    assert (done.folder / "model/config.json").exists() == (kind == "ViT")  # the other one has integers
     assert type(small) is type(featherweight.load(folder))
     answers = [
         pipeline(model=one)(PICTURE) for one in (small, done.folder / "model", done.folder / "export/model.onnx")
@@ -152,6 +156,65 @@ def test_a_folder_is_made_small_and_exported(tmp_path: Path, kind: str, capsys: 
     assert cli.main(["export", str(folder), "--out", str(tmp_path / "out"), "--format", "onnx"]) == 0
     capsys.readouterr()
     assert pipeline(model=tmp_path / "out/model.onnx").classes == ("u", "v")
+
+
+@pytest.mark.parametrize("processor", PREPARED)
+def test_what_we_write_prepares_as_what_we_read(tmp_path: Path, processor: str) -> None:
+    folder = made(tmp_path, processor=processor)
+    theirs = transformers.AutoImageProcessor.from_pretrained(folder)
+    told = pretrained_images.told(pretrained_images.described(theirs))
+    (folder / "preprocessor_config.json").write_text(json.dumps(told))
+    again = transformers.AutoImageProcessor.from_pretrained(folder)
+    for picture in (PICTURE, PICTURE.rotate(90, expand=True)):
+        one, other = (found(picture, return_tensors="pt")["pixel_values"] for found in (theirs, again))
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+ALONE: dict[str, Callable[[Any], Any]] = {
+    "as it was": lambda model: model,
+    "neurons": lambda model: prune(model, mlp=0.5, heads=0.0),
+    "heads and neurons, in bfloat16": lambda model: prune(model, mlp=0.5, heads=0.5).bfloat16(),
+}
+
+
+@pytest.mark.parametrize("change", ALONE)
+def test_plain_transformers_loads_what_still_has_its_shape(tmp_path: Path, change: str) -> None:
+    folder = made(tmp_path / "theirs", num_hidden_layers=2, problem_type="multi_label_classification")
+    small = ALONE[change](featherweight.load(folder))
+    names = [f"{name}!" for name in "uvwxyz"]
+    artifact.save(small, tmp_path / "ours", classes=names)
+    ours = pipeline("image-classification", tmp_path / "ours")
+    theirs = transformers.pipeline("image-classification", str(tmp_path / "ours"), device="cpu")
+    fits = PICTURE.resize((32, 32))
+    for one, other in zip(ours(fits, top_k=6), theirs(fits, top_k=6), strict=True):
+        assert one["label"] == other["label"] and one["score"] == pytest.approx(other["score"], abs=1e-5)
+    assert {one["label"] for one in theirs(fits, top_k=6)} == set(names)
+    assert theirs.model.dtype == (torch.bfloat16 if "bfloat16" in change else torch.float32)
+    assert "Plain transformers" in (tmp_path / "ours/README.md").read_text(encoding="utf-8")
+
+
+def test_what_no_config_can_say_is_ours_alone(tmp_path: Path) -> None:
+    folder = made(tmp_path / "theirs", num_hidden_layers=2)
+    model, place = featherweight.load(folder), tmp_path / "ours"
+    told = ("config.json", "preprocessor_config.json")
+    boxed, larger = Preprocess((32, 32), "letterbox", 1.0, "bilinear"), Preprocess((48, 48), "exact")
+    for wrong, preprocess in ((factorize(model, keep=0.5), None), (model, boxed), (model, larger)):
+        artifact.save(model, place)
+        assert all((place / name).is_file() for name in told)
+        artifact.save(wrong, place, preprocess=preprocess)
+        assert not any((place / name).exists() for name in told)
+        assert "Plain transformers" not in (place / "README.md").read_text(encoding="utf-8")
+        assert type(featherweight.load(place)) is type(model)
+
+
+def test_a_new_classifier_has_the_classes_of_the_data(tmp_path: Path) -> None:
+    model = featherweight.load(made(tmp_path / "theirs"))
+    new = artifact.with_classes(model, ["ant", "bee"])
+    assert new(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 2)
+    assert torch.equal(new.vit.embeddings.cls_token, model.vit.embeddings.cls_token)
+    artifact.save(new, tmp_path / "ours", classes=["ant", "bee"], preprocess=Preprocess((32, 32), "exact"))
+    found = transformers.pipeline("image-classification", str(tmp_path / "ours"))(PICTURE)
+    assert {one["label"] for one in found} == {"ant", "bee"}
 
 
 def test_load_takes_text_folders_too(tmp_path: Path) -> None:

@@ -87,6 +87,32 @@ def described(processor: Any) -> Preprocess:
     return Preprocess(**shape, interpolation=FILTERS[processor.resample], **known_values)
 
 
+def told(preprocess: Preprocess | None) -> dict[str, Any] | None:
+    """The preprocessor_config.json by which transformers prepares pictures so; None where it has no such words."""
+    if preprocess is None or preprocess.resize not in ("exact", "shorter"):
+        return None
+    height, width = preprocess.size
+    tall, wide = (floor(side / preprocess.crop_pct) for side in preprocess.size)
+    cropped = preprocess.resize == "shorter" or (tall, wide) != preprocess.size
+    if preprocess.resize == "shorter" and tall != wide:
+        return None
+    size = {"shortest_edge": tall} if preprocess.resize == "shorter" else {"height": tall, "width": wide}
+    kind = "Bit" if preprocess.resize == "shorter" else "DeiT" if cropped else "ViT"
+    return {
+        "image_processor_type": f"{kind}{KIND}",
+        "do_resize": True,
+        "size": size,
+        "resample": next(number for number, name in FILTERS.items() if name == preprocess.interpolation),
+        **({"do_center_crop": True, "crop_size": {"height": height, "width": width}} if cropped else {}),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+        "do_convert_rgb": True,
+    }
+
+
 def _plain(processor: Any, name: str) -> dict[str, Any]:
     """Size, how to resize and the share of the crop."""
     sizes, crop = dict(processor.size), getattr(processor, "crop_size", None)
