@@ -31,6 +31,7 @@ EXPORTS = {".onnx": "onnxruntime", ".xml": "openvino"}
 WEIGHT_FILES = (".safetensors", SUFFIX, ".pt", ".pth")
 RUN_EXPORTS = ("export/model.onnx", "export/openvino_model.xml")
 NEEDS_TORCH = "torch"
+THEIR_DETECTOR = "is a detector of transformers: pipeline and predict run it, as it is; this takes detectors of ours"
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,7 @@ def _folder(folder: Path, backend: str) -> Source:
             _only_torch(folder, backend)
             return Source("", NEEDS_TORCH, folder)
         if is_detector_folder(folder):
-            text = "is a detector of transformers: pipeline and predict run it, as it is; this takes detectors of ours"
-            raise InputError(folder, "unsupported_format", text)
+            raise InputError(folder, "unsupported_format", THEIR_DETECTOR)
         text = "holds a model of another library; give one of ours, or its weights file with --arch"
         raise InputError(folder, "unsupported_format", text)
     if is_run(folder):

@@ -18,7 +18,7 @@ from .detecting import TASK, task_of_model
 from .errors import InputError, OptionError, closest, shown
 from .modes import BATCH_NORMS
 from .runtime import record
-from .sources import is_picture_model
+from .sources import THEIR_DETECTOR, is_detector_folder, is_picture_model
 from .surgery import edits_of
 from .texting import TASKS as TEXT_TASKS
 from .texting import is_folder, recognized
@@ -89,6 +89,8 @@ def _model(spec: ModelSpec, where: str, path: str | Path, task: str) -> None:
         if spec.weights or spec.config:
             raise InputError(path, "bad_schema", f"{where}: {shown(spec.name)} has its own weights and config")
         return
+    if is_detector_folder(spec.name):
+        raise InputError(path, "unsupported_format", f"{where}: {shown(spec.name)} {THEIR_DETECTOR}")
     try:
         zoo.check(spec.name)
     except OptionError as error:

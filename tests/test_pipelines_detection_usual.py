@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import featherweight
-from featherweight import cli, pipeline, sources
+from featherweight import cli, pipeline, recipe, sources
 from featherweight.errors import InputError, OptionError
 from featherweight.pipelines_detection_usual import UsualDetection
 
@@ -246,7 +246,8 @@ def test_what_a_folder_or_module_lacks_is_said(yolos: Path, tmp_path: Path) -> N
         pipeline("object-detection", folder)
     assert pipeline("object-detection", folder, image_processor=yolos)(PICTURES[0], threshold=1.0) == []
     described.write_text(before)
-    for verb in (sources.find, lambda place: featherweight.info(place)):
+    plan = {"data": "digits-det", "task": "object-detection", "steps": ["train"]}
+    for verb in (sources.find, featherweight.info, lambda place: recipe.parse({"model": str(place), **plan}, "test")):
         with pytest.raises(InputError, match="is a detector of transformers"):
             verb(folder)
 
