@@ -28,6 +28,7 @@ CARDS: dict[str, tuple[str, ...]] = {  # card -> what is compared with, and the 
     "qat": ("dense", "qat8", "qat4", "qat2"),
     "binary": ("dense", "qat1"),
     "structured": ("vit", "vit_thin", *(f"matrix_{name}" for name in MATRICES)),
+    "overparameterize": ("small", "branches_repvgg", "branches_acb"),
     "soup": ("longer", "soup"),
     "swa": ("longer", "swa"),
 }

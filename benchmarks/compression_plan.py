@@ -14,6 +14,7 @@ PARTS = {  # the study's questions
     "symmetry": "Networks that turn with the picture, at equal parameters",
     "bits": "Fewer and fewer bits, trained with them",
     "structure": "Structured matrices in place of a transformer's weights, at equal parameters",
+    "branches": "Branches while training, merged after, against the same network without",
     "averaging": "Weights averaged, against the same training alone",
     "tokens": "Fewer tokens, narrower, 8 bits: the composition of the device page, trained",
     "best": "Compositions: file, speed and accuracy against the dense network",
@@ -40,8 +41,8 @@ def _taught(name: str, says: str, step: str) -> Trial:
     return Trial(name, "distillation", says, BASE, (_steps("teacher", "load", step),), teacher="dense")
 
 
-def _alone(name: str, says: str, step: str) -> Trial:
-    return Trial(name, "distillation", says, BASE, (_steps("load", step),))
+def _alone(name: str, says: str, step: str, part: str = "distillation") -> Trial:
+    return Trial(name, part, says, BASE, (_steps("load", step),))
 
 
 def _pruned(name: str, says: str, step: str) -> Trial:
@@ -104,6 +105,9 @@ TRIALS: tuple[Trial, ...] = (  # what others need comes first
     _fewer("deit_fewer", "tokens 0.7, MLP and heads cut", _NARROW, _FEWER),
     _fewer("deit_fewer_int8", "tokens 0.7, MLP and heads cut, 8 bits", _NARROW, _FEWER, "quantize", "export",
            "{measure: {batch: [1, 16]}}"),
+    *(_alone(f"branches_{block}", f"branches: {block}",
+             f"{{overparameterize: {{block: {block}, gamma: 1.0, restart: true}}}}", "branches")
+      for block in ("repvgg", "acb")),
     _further("longer", "trained on for 3 epochs", f"{{train: {{{TUNED}}}}}"),
     _further("soup", "the mean of 3, each trained on for an epoch", "{soup: {count: 3, epochs: 1, rates: [1.0e-3]}}"),
     _further("swa", "stochastic weight averaging, 3 epochs", f"{{swa: {{{TUNED}}}}}"),
@@ -140,6 +144,8 @@ ROWS: tuple[Row, ...] = (
       for name, says in (("qat8", "8 bits"), ("qat4", "4 bits"), ("qat2", "2 bits"), ("qat1", "1 bit"))),
     *(Row("structure", f"{name} beats a thinner transformer", Side(f"matrix_{name}"), Side("vit_thin"), NOT_HERE)
       for name in ("monarch", "kronecker", "circulant", "butterfly", "toeplitz", "acdc")),
+    *(Row("branches", f"{block} beats plain", Side(f"branches_{block}"), Side("small"), NOT_HERE)
+      for block in ("repvgg", "acb")),
     Row("averaging", "a soup beats its training alone", Side("soup"), Side("longer"), NOT_HERE),
     Row("averaging", "SWA beats its training alone", Side("swa"), Side("longer"), NOT_HERE),
     Row("tokens", "composed, 8 bits: as good as dense, 0.5 points allowed",

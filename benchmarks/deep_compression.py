@@ -6,12 +6,12 @@
     python benchmarks/deep_compression.py --data FOLDER --write                  and written into the study's page
 
 FOLDER holds the four `*-ubyte.gz` files of Fashion-MNIST (Debian: dataset-fashion-mnist). LeNet-300-100 and Caffe's
-LeNet-5 are those of the paper (Han 2016, 1510.00149), pruned to its densities or a part of them; in LeNet-5 as many
-weights stay as in the paper, but LAMP says in which layers. What is judged is the model loaded back from its compact
-file; its size is that of the file, header, names, biases and codebooks included, against four bytes for every
-parameter. Streams are those of the weights' codes and the gaps between them, with their tables, against the entropy of
-their symbols; biases and codebooks are too short to be coded. Accuracy is that of the 10,000 test pictures, which
-nothing is chosen by. Every model is kept under --work, every row in the results: a run that was stopped goes on.
+LeNet-5 are those of the paper (Han 2016, 1510.00149), pruned to its densities and half of them. What is judged is the
+model loaded back from its compact file; its size is that of the file, header, names, biases and codebooks included,
+against four bytes for every parameter. Streams are those of the weights' codes and the gaps between them, with their
+tables, against the entropy of their symbols; biases and codebooks are too short to be coded. Accuracy is that of the
+10,000 test pictures, which nothing is chosen by. Every model is kept under --work, every row in the results: a run that
+was stopped goes on.
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ class Setting:
 
     build: Callable[[], nn.Module]
     density: Mapping[str, float]  # the paper's, of each layer's weights
-    divisors: tuple[float, ...]  # of these densities
     epochs: int
     lr: float
     rounds: int  # of pruning, down to the paper's densities; two more for each half of it
@@ -75,16 +74,13 @@ class Setting:
     shared_epochs: int
     prune_lr: float = 0.02
     shared_lr: float = 1e-3
-    scope: str = "layer"  # or lamp: the same number of weights, of whichever layers
     alpha: float = 0.5  # share of the dense network's answers in what the pruned one learns
     temperature: float = 4.0
 
 
 NETS = {
-    "lenet300": Setting(lenet300, {"1": 0.08, "3": 0.09, "5": 0.26}, (1, 2), 25, 0.05, 4, 5, 30, 6),
-    "lenet5": Setting(
-        lenet5, {"0": 0.66, "2": 0.12, "5": 0.08, "7": 0.19}, (1, 1.5), 20, 0.03, 4, 3, 20, 6, scope="lamp"
-    ),
+    "lenet300": Setting(lenet300, {"1": 0.08, "3": 0.09, "5": 0.26}, 25, 0.05, 4, 5, 30, 6),
+    "lenet5": Setting(lenet5, {"0": 0.66, "2": 0.12, "5": 0.08, "7": 0.19}, 20, 0.03, 4, 3, 12, 3),
 }
 BITS = (6, 5, 4, 3, 2)
 
@@ -133,7 +129,7 @@ class Study:
         self.test = normalized(folder, "test", limit)
         self.train = Pictures(*normalized(folder, "train", limit), seed=seed, augment=options.augment)
         self.rows, self.seed = Rows(options.results), seed
-        self.bits, self.divisors = options.bits, options.divisors or self.setting.divisors
+        self.bits, self.divisors = options.bits, options.divisors
         torch.manual_seed(seed)
         self.base = self.setting.build()
 
@@ -143,7 +139,7 @@ class Study:
         self.row("dense", dense, density=1.0, bits=32)
         model, reached = dense, 1.0
         for divisor in self.divisors:
-            title, before = f"density-{divisor:g}", model
+            title, before = f"density-{divisor}", model
             model = self.kept(title, lambda b=before, r=reached, d=divisor: self.pruned(b, dense, r, d))
             reached = 1.0 / divisor
             self.row(title, model, density=density(model), bits=32)
@@ -180,17 +176,16 @@ class Study:
         weighed = {"size_bytes": size, "ratio": floats / size, "streams_bytes": streams, "entropy_bytes": least}
         self.rows.add(key, {**found, **weighed})
 
-    def pruned(self, model: nn.Module, dense: nn.Module, reached: float, divisor: float) -> nn.Module:
+    def pruned(self, model: nn.Module, dense: nn.Module, reached: float, divisor: int) -> nn.Module:
         """Rounds of pruning, each retrained, from `reached` times the paper's densities down to a share of them."""
         setting, first = self.setting, reached == 1.0 and divisor == 1
         rounds = setting.rounds if first else 2
         for number in range(1, rounds + 1):
-            zeros = {
+            share_left = {
                 path: 1 - _between(1.0 if first else kept * reached, kept / divisor, number / rounds)
                 for path, kept in setting.density.items()
             }
-            wanted: Any = zeros if setting.scope == "layer" else _of_all(zeros, model)
-            model = with_masks(model, choose(model, sparsity=wanted, scope=setting.scope))
+            model = with_masks(model, choose(model, sparsity=share_left))
             epochs = setting.last_epochs if number == rounds else setting.round_epochs
             methods = (KeepMasks(), Distill(dense, alpha=setting.alpha, temperature=setting.temperature))
             model = self.fitted(model, epochs, setting.prune_lr, methods)
@@ -213,12 +208,6 @@ class Study:
 def _between(start: float, end: float, progress: float) -> float:
     """A density on the way, by equal factors."""
     return float(start * (end / start) ** progress)
-
-
-def _of_all(shares: Mapping[str, float], model: nn.Module) -> float:
-    """The share of all these layers' weights, from that of each."""
-    sizes = {path: model.get_submodule(path).weight.numel() for path in shares}
-    return sum(sizes[path] * part for path, part in shares.items()) / sum(sizes.values())
 
 
 def density(model: nn.Module) -> float:
@@ -255,7 +244,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder with the four files of Fashion-MNIST")
     parser.add_argument("--net", nargs="*", choices=list(NETS), default=list(NETS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    parser.add_argument("--divisors", nargs="*", type=float, help="of the paper's densities")
+    parser.add_argument("--divisors", nargs="*", type=int, default=[1, 2], help="of the paper's densities")
     parser.add_argument("--bits", nargs="*", type=int, default=list(BITS))
     parser.add_argument("--augment", action="store_true", help="mirror pictures in training")
     parser.add_argument("--work", default="runs/deep_compression", help="folder for the models")

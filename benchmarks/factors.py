@@ -6,7 +6,7 @@
     python benchmarks/factors.py --tables           only write the tables into the cards
 
 Each part is kept in docs/measured/factors.json when it is done, so the command goes on where it was stopped; the tables
-in docs/methods are written from there. Accuracies are on digits (1,000 test pictures, one seed): differences of a point
+in docs/methods are written from there. Accuracies are on digits (1,200 test pictures, one seed): differences of a point
 and a half are noise. Latencies are raced in turns on one thread against the first row, in float32, and say which
 runtime. Larger studies: benchmarks/compression_study.py.
 """
