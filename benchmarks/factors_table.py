@@ -72,8 +72,8 @@ def trained(found: dict[str, Rows], word: str) -> str:
     text = (
         f"A small ResNet trained on {rows[0]['pictures']} digits for {rows[0]['epochs']} epochs, one seed, 1,200 test\n"
     )
-    text += "pictures, upright and turned by 90 degrees (without 6 and 9). The plain one is far from where longer training\n"
-    text += "brings it, so this is how soon each begins to learn, not how good it gets:\n\n"
+    text += "pictures, upright and turned by 90 degrees (without 6 and 9). The plain one is far from where longer\n"
+    text += "training brings it, so this is how soon each begins to learn, not how good it gets:\n\n"
     body = []
     for row in rows:
         scores = [f"{row['accuracy']:.1f}", f"{row['turned']:.1f}", f"{row['seconds']:.0f}"]
