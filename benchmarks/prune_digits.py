@@ -90,12 +90,17 @@ def weights(lab: Lab, rows: results.Rows) -> None:
     if "weights dense" not in rows:
         rows.add("weights dense", {"top1": lab.accuracy(model, "vit_digits")})
     for rule, options in RULES.items():
-        for share in SHARES if ":" not in rule else (0.5,):
+        for share in shares_of(rule):
             key = f"weights {rule} {share}"
             if key in rows:
                 continue
             small = sparsify.sparsify(model, sparsity=share, batches=seen, task=lab.task, **options)
             rows.add(key, {"top1": lab.accuracy(small, "vit_digits")})
+
+
+def shares_of(rule: str) -> tuple[float, ...]:
+    """The shares of zeros that a rule can have: 2:4 has its own."""
+    return SHARES if ":" not in rule else (0.5,)
 
 
 def training(lab: Lab, rows: results.Rows) -> None:
@@ -179,7 +184,10 @@ def cell(rows: Mapping[str, Mapping[str, Any]], key: str, field: str = "top1") -
 
 def tables(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     """Card -> name of the block -> table."""
-    sparse = [[rule, *(cell(rows, f"weights {rule} {share}") for share in SHARES)] for rule in RULES]
+    sparse = [
+        [rule, *(cell(rows, f"weights {rule} {share}") if share in shares_of(rule) else "–" for share in SHARES)]
+        for rule in RULES
+    ]
     head = [f"`vit_digits`, {cell(rows, 'weights dense')} % dense", *(f"{share:.0%} zeros" for share in SHARES)]
     ways = [[key.removeprefix("training "), cell(rows, key)] for key in rows if key.startswith("training ")]
     ways = ways or [["every way", "not run yet"]]
