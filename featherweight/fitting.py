@@ -70,7 +70,10 @@ def trained(
     length = {"epochs": plan.epochs, "steps": seen.steps_per_epoch, "images": seen.samples_per_epoch}
     work.tell({"event": "train", **length, **({"metric": "AP %"} if detects else {})})
     if plan.channels_last:
-        model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = copy.deepcopy(model)
+        for values in (*model.parameters(), *model.buffers()):
+            if values.dim() == 4:  # weights of group convolutions have five
+                values.data = values.data.contiguous(memory_format=torch.channels_last)
     methods = [_placed(method, device) for method in [*methods, *([KeepMasks()] if masks_of(model) else [])]]
     if cache:
         kept = {"folder": answers or work.place / "answers", "precision": PRECISIONS[plan.precision]}
