@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compression_plan import trial
+from compression_plan import TRIALS, trial
 from results import fill, table
 from study_plan import WHOLE, Row, Side
 from study_table import Results, outcome, spread
 
 BLOCK = "study"
-MATRICES = ("monarch", "kronecker", "circulant", "butterfly", "toeplitz", "acdc")
 CARDS: dict[str, tuple[str, ...]] = {  # card -> what is compared with, and the method's own trials
     "distill": ("small", "hinton", "hard"),
     "dkd": ("small", "dkd", "hinton"),
@@ -27,7 +26,7 @@ CARDS: dict[str, tuple[str, ...]] = {  # card -> what is compared with, and the 
     "equivariant": ("small", "p4", "p4m"),
     "qat": ("longer", "qat8", "qat4", "qat2"),
     "binary": ("longer", "qat1"),
-    "structured": ("vit", "vit_thin", *(f"matrix_{name}" for name in MATRICES)),
+    "structured": tuple(one.name for one in TRIALS if one.claim == "structure"),
     "overparameterize": ("small", "branches_repvgg", "branches_acb"),
     "soup": ("longer", "soup"),
     "swa": ("longer", "swa"),
@@ -38,15 +37,16 @@ HEAD = ("training", "top-1, %", "against the first, points", "parameters")
 def said(names: tuple[str, ...], results: Results) -> str:
     """The trainings of a card that were run, each against the first, picture by picture."""
     first, *_ = names
+    there = [name for name in names if name in results]
+    if first not in there or len(there) < 2:
+        return "On CIFAR-10: not run yet ([the study](../studies/compression.md))."
     body = []
-    for name in (name for name in names if name in results):
+    for name in there:
         runs = [run for _, run in sorted(results[name].items())]
         found = outcome(Row("", "", Side(name), Side(first), ""), results)
         gap = "–" if name == first else f"{found.difference:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
         accuracy = spread([100 * run["views"][WHOLE]["top1"] for run in runs])
         body.append([trial(name).says, accuracy, gap, f"{runs[0]['params']:,}"])
-    if len(body) < 2 or first not in results:
-        return "On CIFAR-10: not run yet ([the study](../studies/compression.md))."
     seeds = len(results[first])
     text = (
         f"On CIFAR-10, 10,000 test pictures, {seeds} seed{'s' * (seeds > 1)}; the interval is that over the pictures\n"

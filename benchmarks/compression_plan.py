@@ -13,7 +13,7 @@ PARTS = {  # the study's questions
     "pruning": "90 % of the weights zero, equally long fine-tuned",
     "symmetry": "Networks that turn with the picture, at equal parameters",
     "bits": "Fewer and fewer bits, trained with them",
-    "structure": "Structured matrices in place of a transformer's weights, at equal parameters",
+    "structure": "Structured matrices in place of a transformer's weights, against a thinner one of about as many",
     "branches": "Branches while training, merged after, against the same network without",
     "averaging": "Weights averaged, against the same training alone",
     "tokens": "Fewer tokens, narrower, 8 bits: the composition of the device page, trained",

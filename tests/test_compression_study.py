@@ -121,6 +121,13 @@ def test_the_cards_say_what_is_stored(study: ModuleType) -> None:
         assert f"<!-- bench:begin study -->\n{block}\n<!-- bench:end -->" in text, "run: compression_study.py --table"
 
 
+def test_a_card_without_what_it_is_compared_with_waits(study: ModuleType, tmp_path: Path) -> None:
+    store(tmp_path, [result("swa", 0.60), result("small", 0.60), result("one", 0.63)])
+    cards, results = study.compression_cards, study.stored(tmp_path)
+    assert "not run yet" in cards.said(cards.CARDS["swa"], results)
+    assert "| ONE, 3 branches | 63.00 | +3.00 [+1.94, +4.06] | 20,000 |" in cards.said(cards.CARDS["one"], results)
+
+
 @pytest.mark.slow
 def test_every_kind_of_trial_works(study: ModuleType, tmp_path: Path) -> None:
     source = data.load("digits", n_train=48, n_val=12, n_test=16, size=32, glyph_max=20)

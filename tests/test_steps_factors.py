@@ -55,7 +55,8 @@ def test_nets_of_convolutions_in_a_recipe(tmp_path: Path) -> None:
         {"crelu": {"restart": True}},
         {"fuse": {}},
     ]
-    recipe = tiny_runs.plan(**FEW, steps=steps, model=NET)
+    laid_out = {"train.channels_last": True}  # of weights with four dimensions; those of group convolutions have five
+    recipe = tiny_runs.plan(**FEW, **laid_out, steps=steps, model=NET)
     said = explain.explain(recipe)
     work = runs.run(recipe, project=tmp_path)
     models = [stage.model for stage in work.stages]
