@@ -19,12 +19,12 @@ from ..errors import OptionError
 from ..method import Method, Pass
 from ..modes import evaluating
 from ..surgery import Aside, submodule
-from .listening import hear, with_listener, without
+from .listening import Listener, hear, with_listener, without
 
 FeatureDistance = Callable[[Tensor, Tensor], Tensor]  # features of student and teacher -> a scalar
 
 
-class Ears(nn.Module):
+class Ears(Listener):
     """Keeps what it heard while the model is trained, by name, until the loss takes it."""
 
     def __init__(self) -> None:

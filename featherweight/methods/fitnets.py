@@ -47,7 +47,8 @@ class Regressor(Ears):
             else:  # a guided layer smaller than its hint is enlarged
                 self.fit, self.size = nn.Conv2d(guided[0], hint[0], 1), tuple(hint[1:])
 
-    def forward(self, features: Tensor) -> Tensor:
+    def shaped(self, features: Tensor) -> Tensor:
+        """Features of the guided layer as the hint's."""
         found: Tensor = self.fit(features)
         return F.interpolate(found, self.size, mode="bilinear") if self.size else found
 
@@ -87,7 +88,7 @@ class FitNets(Method):
     def loss(self, terms: dict[str, Tensor], run: Pass) -> dict[str, Tensor]:
         regressor: Any = getattr(run.model, NAME)
         answer, theirs = asked(run, self.teacher, [self.hint])
-        made = regressor(regressor.take(self.guided))
+        made = regressor.shaped(regressor.take(self.guided))
         led = 0.5 * F.mse_loss(made.float(), theirs[self.hint].float())
         if run.progress < self.stage:  # every parameter still has a gradient, of 0, as several processes want it
             return {**{name: 0.0 * term for name, term in terms.items()}, "hint": led}

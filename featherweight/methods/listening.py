@@ -20,6 +20,15 @@ from ..packing import tensors_of
 M = TypeVar("M", bound=nn.Module)
 
 
+class Listener(nn.Module):
+    """A part that listens and is never called by the model, but for an `nn.Sequential`, whose last layer it then is: it
+    lets everything pass.
+    """
+
+    def forward(self, x: Any) -> Any:
+        return x
+
+
 def with_listener(model: M, name: str, listener: nn.Module) -> M:
     """A copy of the model with the listener beside its parts; OptionError if there is one already."""
     if hasattr(model, name):

@@ -20,12 +20,12 @@ from ..method import Method, Pass
 from ..schedules import Young, ramp_up
 from ..surgery import edits_of, record
 from .distill import Distance, kl, taught
-from .listening import followed, with_listener, without
+from .listening import Listener, followed, with_listener, without
 
 NAME = "mean_teacher"
 
 
-class Average(nn.Module):
+class Average(Listener):
     """A copy of a model that follows it; part of a checkpoint, and of no optimizer."""
 
     updates: Tensor

@@ -20,12 +20,12 @@ from ..errors import OptionError
 from ..method import Method, Pass
 from ..surgery import Aside
 from .distill import Distance, kl
-from .listening import with_listener, without
+from .listening import Listener, with_listener, without
 
 NAME = "mutual"
 
 
-class Peers(nn.Module):
+class Peers(Listener):
     """Networks that answer to whatever the model is asked in training."""
 
     def __init__(self, peers: Sequence[nn.Module]) -> None:

@@ -21,12 +21,12 @@ from ..errors import OptionError
 from ..method import Method, Task
 from ..modes import BATCH_NORMS, evaluating
 from ..surgery import edits_of, record
-from .listening import followed, with_listener
+from .listening import Listener, followed, with_listener
 
 NAME = "swa"
 
 
-class Mean(nn.Module):
+class Mean(Listener):
     """A copy of a model whose weights are the mean of those it was given; part of a checkpoint, and of no optimizer."""
 
     count: Tensor

@@ -89,12 +89,12 @@ def test_the_regressor_makes_the_hints_shape(
     made = Regressor(guided, hint, "x")
     assert isinstance(made.fit, nn.Conv2d)
     assert made.fit.kernel_size == kernel
-    assert made(torch.zeros(2, *guided)).shape == (2, *hint)
+    assert made.shaped(torch.zeros(2, *guided)).shape == (2, *hint)
 
 
 def test_tokens_and_vectors_have_regressors_too() -> None:
-    assert Regressor((5, 4), (5, 6), "x")(torch.zeros(2, 5, 4)).shape == (2, 5, 6)
-    assert Regressor((4,), (6,), "x")(torch.zeros(2, 4)).shape == (2, 6)
+    assert Regressor((5, 4), (5, 6), "x").shaped(torch.zeros(2, 5, 4)).shape == (2, 5, 6)
+    assert Regressor((4,), (6,), "x").shaped(torch.zeros(2, 4)).shape == (2, 6)
     with pytest.raises(OptionError, match="has 5 tokens, the hint 6"):
         Regressor((5, 4), (6, 4), "x")
     with pytest.raises(OptionError, match="do not fit"):
