@@ -96,7 +96,7 @@ def lowrank(
 @composes(
     restarting(NEW),
     marks=_left(NEW, "structured_matrix"),
-    outline=_planned(matrices, "matrix", "keep", "convolutions", "skip"),
+    outline=_planned(matrices, "matrix", "keep", "convolutions", "relu", "skip"),
 )
 def structured(
     work: Work,
@@ -104,6 +104,7 @@ def structured(
     matrix: matrices.Name = "monarch",
     keep: Keep = 0.25,
     convolutions: bool = False,
+    relu: bool = True,
     skip: Sequence[str] = (),
     restart: bool = False,
     epochs: Epochs | None = None,
@@ -111,8 +112,9 @@ def structured(
     lr: Rate | None = None,
 ) -> Work:
     """Structured matrices in place of weights, then training; with `restart` drawn anew where the baseline began."""
-    options = {"matrix": matrix, "keep": keep, "convolutions": convolutions, "skip": tuple(skip), "fresh": restart}
-    model = changed(work, lambda m: matrices.plan(m, **options), restart, epochs, images, lr)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"matrix": matrix, "keep": keep, "convolutions": convolutions, "relu": relu}
+    options |= {"skip": tuple(skip), "fresh": restart}
+    model = changed(work, lambda m: matrices.plan(m, **options), restart, epochs, images, lr)
     return finished_stage(work, f"{matrix} matrices", model)
 
 

@@ -271,7 +271,7 @@ def _check_layers(step: Step, outline: nn.Module) -> None:
     if step.name == "lowrank":
         lowrank.plan(outline, keep=1.0, **some("conv", "skip"))  # the ranks depend on the weights
     elif step.name == "structured":
-        structured.plan(outline, **some("matrix", "keep", "convolutions", "skip"))
+        structured.plan(outline, **some("matrix", "keep", "convolutions", "relu", "skip"))
     elif step.name == "crelu":
         crelu.plan(outline, fresh=True, **some("first", "skip"))
     elif step.name == "equivariant":

@@ -21,7 +21,11 @@ class Butterfly(Matrix):
     n is the power of two that holds both sides; what is beyond them is cut off. A sum over `terms`, each 2 n log2 n
     weights. A term is fitted to a matrix by singular values of two rows at a time, from the widest factor down (Le
     2022, 2110.01230): exact for a butterfly matrix, greedy for others; each next term is fitted to what is left.
+    Few multiplications, but number by number: on a processor the dense product is many times quicker, so for many rows
+    the matrix is written out.
     """
+
+    quick = False
 
     def __init__(self, outputs: int, inputs: int, *, terms: int = 1) -> None:
         super().__init__(outputs, inputs)
@@ -39,6 +43,8 @@ class Butterfly(Matrix):
         return {"terms": max(1, min(int(keep * outputs * inputs / each), 1 << levels))}
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.many(x):
+            return super().forward(x)
         shape = x.shape[:-1]
         y = F.pad(x.reshape(-1, 1, self.inputs), (0, self.n - self.inputs))  # (N, terms, n)
         for level, factor in enumerate(self.factors):
@@ -93,7 +99,8 @@ class ACDC(Matrix):
     Between two, a fixed permutation and, with `relu`, the non-linearity, with which it is no matrix any more. 2 n depth
     weights, n the longer side. It is not fitted to trained weights, so training begins anew.
     The transform is a product with a constant matrix, which below about 2,000 columns is the quickest way on a
-    processor: more multiply-adds than the layer it stands for, and hundreds of times fewer weights.
+    processor: more multiply-adds than the layer it stands for, and hundreds of times fewer weights. Where it is
+    a matrix, it is written out for many rows.
     """
 
     closed_form = False
@@ -104,6 +111,7 @@ class ACDC(Matrix):
         self.n, self.relu = max(outputs, inputs), bool(relu)
         depth = whole("acdc: depth", depth, 1, 4096)
         self.linear = depth == 1 or not self.relu
+        self.quick = not self.linear  # what has ReLUs inside cannot be written out
         # vectors, so that optimizers which decay matrices leave them alone
         self.a, self.d = (nn.ParameterList(torch.ones(self.n) for _ in range(depth)) for _ in range(2))
         random = torch.Generator().manual_seed(whole("acdc: seed", seed, 0, 2**32 - 1))
@@ -116,6 +124,8 @@ class ACDC(Matrix):
         return {"depth": max(1, min(12, int(keep * outputs * inputs / (2 * max(outputs, inputs)))))}
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.linear and self.many(x):
+            return super().forward(x)
         x = F.pad(x, (0, self.n - self.inputs))
         for layer, (a, d) in enumerate(zip(self.a, self.d, strict=True)):
             if layer:

@@ -22,12 +22,16 @@ class Matrix(nn.Module):
 
     closed_form: ClassVar[bool] = True  # `project` finds its weights from a trained matrix
     linear = True  # it is a matrix, and nothing besides
-    quick: ClassVar[bool] = True  # its own product is cheaper than the dense one, also in other runtimes
+    quick = True  # its own product is cheaper than the dense one, also in other runtimes
     degree = 1  # how many of its parameters are multiplied with each other
 
     def __init__(self, outputs: int, inputs: int) -> None:
         super().__init__()
         self.outputs, self.inputs = outputs, inputs
+
+    def many(self, x: Tensor) -> bool:
+        """Whether x (..., i) has more rows than the matrix has columns: writing it out pays."""
+        return x.numel() > self.inputs**2
 
     @classmethod
     def spec_for(cls, outputs: int, inputs: int, keep: float) -> dict[str, Any]:

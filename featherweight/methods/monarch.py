@@ -65,7 +65,9 @@ class Monarch(Matrix):
 class Kronecker(Matrix):
     """W = Σ A ⊗ B over `terms`, A (o1, i1) and B (o / o1, i / i1); the nearest one by Van Loan's rearrangement.
 
-    (Van Loan and Pitsianis 1993; for networks Tahaei 2021, 2109.06243.) terms * (o1 i1 + o i / (o1 i1)) weights.
+    (Van Loan and Pitsianis 1993; for networks Tahaei 2021, 2109.06243.) terms * (o1 i1 + o i / (o1 i1)) weights. Few
+    terms are multiplied one factor after the other; where these products together cost more than the dense matrix's,
+    it is written out.
     """
 
     degree = 2
@@ -79,6 +81,7 @@ class Kronecker(Matrix):
             raise OptionError("kronecker", f"shape {list(shape)} does not divide {outputs} x {inputs}")
         first, second = (rows, columns), (outputs // rows, inputs // columns)
         terms = whole("kronecker: terms", terms, 1, min(math.prod(first), math.prod(second)))
+        self.quick = terms * (inputs * second[0] + second[0] * columns * rows) < outputs * inputs
         self.first = nn.Parameter(torch.zeros(terms, *first))
         self.second = nn.Parameter(torch.zeros(terms, *second))
 
@@ -91,6 +94,8 @@ class Kronecker(Matrix):
         return {"shape": [rows, columns], "terms": max(1, min(most, int(keep * outputs * inputs / each)))}
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.quick:
+            return super().forward(x)
         terms, rows, columns = self.first.shape
         down, across = self.second.shape[1:]
         shape = x.shape[:-1]

@@ -59,6 +59,7 @@ def plan(
     keep: float = 0.25,
     fresh: bool = False,
     convolutions: bool = False,
+    relu: bool = True,
     skip: Sequence[str] = (),
     **options: Any,
 ) -> list[Edit]:
@@ -66,10 +67,13 @@ def plan(
 
     keep: the share of each layer's weights to keep, as near as the matrix's sizes go; 1 keeps the model as it is. A
     layer that would not get smaller stays. fresh: random values for training from the start, not those that fit.
-    convolutions: also those of a kernel without groups. options: of the matrix, over what `keep` chose (`block`,
-    `rank`, `terms`, `depth` ...). skip: see `plain_layers`. Raises OptionError, and LookupError without such a layer.
+    convolutions: also those of a kernel without groups. relu: of ACDC; without them it is a matrix like the others, and
+    written out for speed. options: of the matrix, over what `keep` chose (`block`, `rank`, `terms`, `depth` ...). skip:
+    see `plain_layers`. Raises OptionError, and LookupError without such a layer.
     """
     cls = _known(matrix)
+    if not relu:
+        options["relu"] = False
     if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
         raise OptionError("keep", f"{keep!r} is not in (0, 1]; it is the share of the weights that is kept")
     layers = {

@@ -50,6 +50,26 @@ def test_a_product_is_that_with_the_dense_matrix(name: str, shape: tuple[int, in
     torch.testing.assert_close(matrix(x), x @ matrix.dense().T, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("name", list(MATRICES))
+@pytest.mark.parametrize("rows", [3, 300])
+def test_many_rows_have_the_same_product(name: str, rows: int) -> None:
+    """Some matrices are written out for them."""
+    matrix = made(name)
+    x = fill.normal("x", (rows, 20)).double()
+    torch.testing.assert_close(matrix(x), torch.cat([matrix(row[None]) for row in x]), atol=1e-10, rtol=0)
+
+
+def test_kronecker_is_written_out_where_its_terms_cost_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, several = made("kronecker", shape=[3, 4], terms=1), made("kronecker", shape=[3, 4], terms=3)
+    x = fill.normal("x", (5, 20)).double()
+    assert few.quick
+    assert not several.quick
+    torch.testing.assert_close(few(x), x @ few.dense().T, atol=1e-10, rtol=0)
+    torch.testing.assert_close(several(x), x @ several.dense().T, atol=1e-10, rtol=0)
+    monkeypatch.setattr(type(few), "dense", lambda self: pytest.fail("was written out"))
+    assert few(x).shape == (5, 18)
+
+
 @pytest.mark.parametrize("name", CLOSED)
 def test_a_matrix_of_the_kind_is_fitted_exactly(name: str) -> None:
     options = {"terms": 1} if name == "butterfly" else OPTIONS[name]
@@ -176,7 +196,7 @@ def test_layers_hold_it_and_are_written_out_alike() -> None:
         torch.testing.assert_close(written(x), new(x), atol=1e-5, rtol=1e-5)
         plain = {type(m) for m in written.modules()}
         assert nn.Conv2d in plain
-        assert (nn.Linear in plain) != MATRICES[name].quick
+        assert (nn.Linear in plain) == (name != "monarch")
     assert expanded(net) is net
 
 
@@ -206,6 +226,7 @@ def test_neutral_and_what_is_left() -> None:
         (nn.Linear(8, 8), {"keep": 1.5}, r"1.5 is not in \(0, 1\]"),
         (nn.Linear(8, 8), {"blocks": [3, 2]}, r"blocks \[3, 2\] do not divide 8 inputs and 8 outputs"),
         (nn.Linear(8, 8), {"rank": 9}, "monarch: rank: 9 is not a whole number from 1 to"),
+        (nn.Linear(8, 8), {"relu": False}, r"\['blocks', 'rank', 'relu'\] are not the options of 'monarch'"),
         (nn.Linear(8, 8), {"terms": 2}, "are not the options of 'monarch'"),
         (nn.Linear(8, 8), {"matrix": "circulant", "block": 9}, "circulant: block: 9 is not a whole number from 1 to 8"),
         (
