@@ -32,7 +32,7 @@ from .group_layers import (
 from .int8 import same_padding
 from .plain import Layer
 
-Pool = Literal["mean", "max"]
+Pool = Literal["mean", "max", "none"]
 
 
 @edit_kind
@@ -71,8 +71,8 @@ def group_norm(norm: nn.Module, group: Group) -> nn.Module:
 def invariant_layer(layer: nn.Module, group: Group, pool: Pool = "mean") -> nn.Module:
     """The linear or 1 x 1 layer that reads one number of each field."""
     plain = _reader(layer, order_of(group))
-    if pool not in get_args(Pool):
-        raise OptionError("pool", f"{pool!r} is not one of {', '.join(get_args(Pool))}")
+    if pool not in ("mean", "max"):
+        raise OptionError("pool", f"{pool!r} is not one of mean, max")
     new = _like(InvariantLayer(plain, group, pool), plain.weight)
     if has_values(plain.weight):
         new.project(plain.weight.detach(), plain.bias)
@@ -96,17 +96,21 @@ def plan(
     symmetric: bool = False,
     fresh: bool = False,
 ) -> list[Edit]:
-    """The edits that make every layer equivariant and the answer invariant; nothing is touched.
+    """The edits that make every layer equivariant and, by `pool`, the answer invariant; nothing is touched.
 
     The first convolution reads the picture; the first linear layer (or, in a net without, the last 1 x 1 convolution)
-    gets one number of each field, by `pool`. symmetric: strides and overlapping pooling, which on maps of even size are
-    off by a place when they are turned, become means and pooling that are not; else the answer is nearly invariant.
-    fresh: of a net that is not trained yet; base filters are some of its own, not means of them, which would be
-    smaller. "none" changes nothing. Raises OptionError for a layer that has no such form, and names it.
+    gets one number of each field, by `pool`; with the pool "none" it stays as it is and reads every channel, so that it
+    can tell which way up a picture is and has as many numbers to go by as before. symmetric: strides and overlapping
+    pooling, which on maps of even size are off by a place when they are turned, become means and pooling that are not;
+    else the answer is nearly invariant. fresh: of a net that is not trained yet; base filters are some of its own, not
+    means of them, which would be smaller. The group "none" changes nothing. Raises OptionError for a layer that has no
+    such form, and names it.
     """
     if group == "none":
         return []
     order_of(group)
+    if pool not in get_args(Pool):
+        raise OptionError("pool", f"{pool!r} is not one of {', '.join(get_args(Pool))}")
     convs = {path: m for path, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     if not convs:
         raise LookupError(f"{type(model).__name__} has no convolution to turn")
@@ -115,7 +119,8 @@ def plan(
     for path, module in model.named_modules():
         spec: dict[str, Any] = {"group": group}
         if path == last:
-            edits.append(Edit(path, "invariant_layer", {**spec, "pool": pool}))
+            if pool != "none":
+                edits.append(Edit(path, "invariant_layer", {**spec, "pool": pool}))
         elif path in convs:
             options = {"lift": path == next(iter(convs)), "symmetric": symmetric, "fresh": fresh}
             edits.append(Edit(path, "group_conv", {**spec, **options}))

@@ -152,6 +152,19 @@ def test_a_residual_net_answers_the_same_to_turned_pictures(group: Any, pool: An
     assert invariance_error(nearly, odd, group) < 1e-5  # strides fit odd sizes
 
 
+def test_without_pooling_the_classifier_reads_every_channel_and_the_layers_turn_all_the_same() -> None:
+    model, picture = resnet(), fill.normal("picture", (4, 3, 32, 32))
+    new = equivariant.equivariant(model, pool="none", symmetric=True)
+    assert torch.equal(new.fc.weight, model.fc.weight)
+    assert invariance_error(new, picture) > 0.1
+    new.fc = nn.Identity()
+    upright, on_its_side = (new(x).unflatten(1, (-1, 4)) for x in (picture, turned(picture, 1)))
+    assert not torch.allclose(on_its_side, upright, atol=1e-3)  # within its field each has moved
+    torch.testing.assert_close(on_its_side.sort(2).values, upright.sort(2).values, atol=1e-5, rtol=0)
+    with pytest.raises(OptionError, match="'median' is not one of mean, max, none"):
+        equivariant.plan(model, pool="median")
+
+
 def test_weights_are_a_quarter_and_multiply_adds_as_many() -> None:
     model, x = resnet(), torch.zeros(1, 3, 16, 16)
     new = equivariant.equivariant(model)
