@@ -54,7 +54,7 @@ def sparsify(
     sparsity: ByLayer = 0.8,
     how: Literal["one_shot", "gradual", "iterative"] = "one_shot",
     importance: Literal["magnitude", "taylor", "snip", "fisher", "wanda", "movement"] = "magnitude",
-    scope: Literal["layer", "output", "global", "lamp", "erk"] = "layer",
+    scope: Literal["layer", "output", "global", "lamp", "erk"] | None = None,
     pattern: str = "",
     quality: Annotated[float, Within(0.0, 1000.0)] | Mapping[str, float] | None = None,
     rounds: Annotated[int, Within(1, 100)] = 3,
@@ -67,7 +67,8 @@ def sparsify(
 ) -> Work:
     """Set single weights to zero, at once, while training, or in rounds of `epochs` each; they stay zero after.
 
-    At once, nothing is trained without `epochs`. quality: of the rounds, a threshold of so many standard deviations.
+    At once, nothing is trained without `epochs`. scope: by default layer for shares by layer, lamp for one share by
+    magnitude, output for wanda, else global. quality: of the rounds, a threshold of so many standard deviations.
     """
     before = current(work)
     where: dict[str, Any] = {"scope": scope, "pattern": pattern, "skip": tuple(skip)}

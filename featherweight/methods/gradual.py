@@ -31,7 +31,7 @@ class GradualPruning(Method):
     """Prunes single weights while training, from `initial` to `sparsity`; both 0 is plain training.
 
     begin, end: shares of the run between which it happens, in `updates` steps; after `end` the zeros stay. scope: as of
-    `sparse_choice`. pattern: "" or blocks "4x1". skip: name patterns of layers.
+    `sparse_choice`, by default its `usual`. pattern: "" or blocks "4x1". skip: name patterns of layers.
     """
 
     sparsity: float = 0.9
@@ -40,14 +40,14 @@ class GradualPruning(Method):
     end: float = 0.7
     updates: int = 50
     importance: Importance = "magnitude"
-    scope: str = "global"
+    scope: str | None = None
     pattern: str = ""
     skip: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for share in (self.sparsity, self.initial):
-            check_sparsity(share, self.scope)
-        sparse_choice.check(self.scope)
+            check_sparsity(share, self.shares)
+        sparse_choice.check(self.shares)
         if not 0 <= self.begin < self.end <= 1:
             raise OptionError("end", f"{self.end!r} and begin {self.begin!r} must be shares of the run, begin first")
         if type(self.updates) is not int or self.updates < 1:
@@ -56,6 +56,11 @@ class GradualPruning(Method):
             raise OptionError("importance", f"no {self.importance!r} here. Known: magnitude, {', '.join(WATCHES)}")
         if Pattern.of_text(self.pattern).of:
             raise OptionError("pattern", f"{self.pattern!r} is chosen at once: use sparsify, then KeepMasks")
+
+    @property
+    def shares(self) -> str:
+        """The scope, or the usual one."""
+        return self.scope or sparse_choice.usual(self.sparsity, self.importance)
 
     def target(self, progress: float) -> float:
         """The share that is removed at this moment of the run."""
@@ -100,7 +105,7 @@ class GradualPruning(Method):
         """The masks at a share removed."""
         by_size = self.importance == "magnitude"
         scores = {path: mask.full(w).float().abs() if by_size else mask.score for path, (w, mask) in parts.items()}
-        return sparse_choice.choose(scores, share, scope=self.scope, pattern=Pattern.of_text(self.pattern))
+        return sparse_choice.choose(scores, share, scope=self.shares, pattern=Pattern.of_text(self.pattern))
 
     def finish(self, model: nn.Module) -> nn.Module:
         return release(model)

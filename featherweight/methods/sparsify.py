@@ -31,7 +31,7 @@ def choose(
     *,
     sparsity: float | Mapping[str, float] = 0.5,
     importance: str = "magnitude",
-    scope: str = "layer",
+    scope: str | None = None,
     pattern: str = "",
     batches: Any = None,
     task: Task | None = None,
@@ -41,10 +41,11 @@ def choose(
 
     sparsity: the fraction removed, of all weights or {name pattern: fraction}, where layers without a pattern stay
     whole. importance: magnitude, or taylor, snip, fisher, wanda, which need `batches` and their `task`. scope: layer,
-    output, global, lamp or erk. pattern: "", blocks "4x1", or "2:4", which has its own sparsity. skip: name patterns.
-    Raises OptionError, LookupError for a model without such layers.
+    output, global, lamp or erk; by default what `sparse_choice.usual` says. pattern: "", blocks "4x1", or "2:4", which
+    has its own sparsity. skip: name patterns. Raises OptionError, LookupError for a model without such layers.
     """
     wanted = Pattern.of_text(pattern)
+    scope = scope or sparse_choice.usual(sparsity, importance)
     sparse_choice.check(scope)
     weight_scores.check(importance, batches, task)
     check_sparsity(sparsity, scope)

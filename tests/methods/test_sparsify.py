@@ -54,15 +54,25 @@ def kept(model: nn.Module, **options: object) -> dict[str, int]:
 
 def test_the_smallest_go_layer_by_layer_or_wherever_they_are() -> None:
     model = Net()
-    assert kept(model, sparsity=0.5) == {"first": 24, "second": 16}
+    assert kept(model, sparsity=0.5, scope="layer") == {"first": 24, "second": 16}
     assert kept(model, sparsity=0.25, scope="global") == {"first": 48, "second": 12}  # the quieter layer pays
-    chosen = sparsify.choose(model, sparsity=0.5)["first"]
+    chosen = sparsify.choose(model, sparsity=0.5, scope="layer")["first"]
     weight = model.first.weight.detach().abs()
     assert float(weight[chosen].min()) > float(weight[~chosen].max())
     rows = sparsify.choose(model, sparsity=0.5, scope="output")["first"]
     assert rows.sum(1).tolist() == [3] * 8
     assert kept(model, sparsity={"*": 0.5, "sec*": 0.25}) == {"first": 24, "second": 24}
     assert kept(model, sparsity=0.5, skip=["first"]) == {"second": 16}
+
+
+def test_without_a_scope_it_is_the_one_that_fits() -> None:
+    model = scaled(Net(), 1000.0)
+    assert (
+        kept(model, sparsity=0.6) == kept(model, sparsity=0.6, scope="lamp") != kept(model, sparsity=0.6, scope="layer")
+    )
+    assert kept(model, sparsity={"*": 0.6}) == kept(model, sparsity={"*": 0.6}, scope="layer")
+    assert sparse_choice.usual(0.5, "wanda") == "output"
+    assert sparse_choice.usual(0.5, "taylor") == GradualPruning(0.5, importance="movement").shares == "global"
 
 
 def test_lamp_is_the_papers_score() -> None:
@@ -373,10 +383,10 @@ def test_gradual_options_are_checked(options: dict[str, object]) -> None:
 def test_a_plan_is_printable_and_touches_nothing() -> None:
     model = Net()
     before = everything(model)
-    edits = sparsify.plan(model, sparsity=0.5)
+    edits = sparsify.plan(model, sparsity=0.5, scope="layer")
     assert [(e.path, e.kind, e.spec["kept"]) for e in edits] == [("first", "sparse", 24), ("second", "sparse", 16)]
     assert same(before, everything(model))
-    twice = sparsify.sparsify(sparsify.sparsify(model, sparsity=0.5), sparsity=0.75)
+    twice = sparsify.sparsify(sparsify.sparsify(model, sparsity=0.5), sparsity=0.75, scope="layer")
     assert sparsity(twice) == pytest.approx(0.75)
     assert len(edits_of(twice)) == 2
     assert sparsify.plan(model, sparsity=0.0) == []
@@ -396,7 +406,7 @@ def test_zeros_stay_zeros_in_integers(first: bool, order: int, tmp_path: Path) -
     """Pruned before or while it learns its rounding, named before or after it: the codes of what is gone are zero."""
     family = FAMILIES["ours"]
     rounding = QAT(family.task, list(Images().epoch(0)), activations=None)
-    model = sparsify.sparsify(family.make(), sparsity=0.7) if first else family.make()
+    model = sparsify.sparsify(family.make(), sparsity=0.7, scope="layer") if first else family.make()
     method = KeepMasks() if first else GradualPruning(0.7, scope="layer", updates=2)
     new = fit(model, Images(), family.task, methods=[method, rounding][::order])
     codes = [tensor for tensor in new.state_dict().values() if tensor.dtype == torch.int8]
