@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What factors, structured matrices, turning filters, paired filters and branches cost and bring, at a small scale.
+"""What factors, structured matrices, turning and paired filters and dynamic 8 bits cost and bring, at a small scale.
 
-    python benchmarks/factors.py                    every part that is not there yet; about 40 minutes on a quiet core
+    python benchmarks/factors.py                    every part that is not there yet; about 15 minutes on a quiet core
     python benchmarks/factors.py --part lowrank     one part anew
     python benchmarks/factors.py --tables           only write the tables into the cards
 
@@ -16,8 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,15 +31,11 @@ from featherweight.data import Batches, load
 from featherweight.export.onnx import INPUT, to_bytes
 from featherweight.latency import race
 from featherweight.layer_race import Faster
-from featherweight.layers import expanded
-from featherweight.methods import crelu, equivariant, lowrank, structured
-from featherweight.methods.group_layers import turned
-from featherweight.methods.overparameterize import Overparameterize
+from featherweight.methods import crelu, dynamic_int8, equivariant, lowrank, structured
 from featherweight.methods.structured import MATRICES
 from featherweight.models import zoo
 from featherweight.runtime.session import open_session
 from featherweight.tasks.classification import Classification
-from featherweight.train import Method, fit
 
 SHARES = (0.25,)  # of the full rank, in the nets that are raced
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "measured" / "factors.json"
@@ -48,12 +43,12 @@ RESULTS = Path(__file__).resolve().parents[1] / "docs" / "measured" / "factors.j
 
 # What is measured with ------------------------------------------------------------------------------------------------
 @cache
-def digits(pictures: int | None = None) -> Any:
-    return load("digits") if pictures is None else load("digits", n_train=pictures)
+def digits() -> Any:
+    return load("digits")
 
 
-def batches(part: str, model: str, *, pictures: int | None = None, limit: int | None = None) -> Batches:
-    images = getattr(digits(pictures), part)
+def batches(part: str, model: str, *, limit: int | None = None) -> Batches:
+    images = getattr(digits(), part)
     return Batches(images, zoo.entry(model).preprocess, batch_size=32, shuffle=part == "train", limit=limit)
 
 
@@ -64,17 +59,6 @@ def task() -> Classification:
 def accuracy(model: nn.Module, name: str) -> float:
     """Percent of the test pictures."""
     return 100 * float(task().evaluate(model, batches("test", name).epoch(0))["top1"])
-
-
-@torch.no_grad()
-def accuracy_turned(model: nn.Module, name: str) -> float:
-    """Percent of the test pictures, turned by 90 degrees; 6 and 9 left out, which turn into each other."""
-    right, seen = 0, 0
-    for batch in batches("test", name).epoch(0):
-        keep = (batch["label"] != 6) & (batch["label"] != 9)
-        found = model(turned(batch["image"][keep], 1)).argmax(-1)
-        right, seen = right + int((found == batch["label"][keep]).sum()), seen + int(keep.sum())
-    return 100 * right / seen
 
 
 def speeds(models: dict[str, nn.Module], example: Tensor, *, budget_s: float = 4.0) -> dict[str, dict[str, Any]]:
@@ -182,6 +166,18 @@ def part_structured_speed() -> Rows:
     return rows
 
 
+def part_dynamic() -> Rows:
+    """The time of whole nets with 8 bits without calibration."""
+    rows: Rows = []
+    for name, size in (("vit_digits", 48), ("deit_tiny_patch16_224", 224)):
+        torch.manual_seed(0)
+        model = zoo.create(name).eval()
+        models = {"dense": model, "8 bits": dynamic_int8.quantize_dynamic(model)}
+        times = speeds(models, torch.randn(1, 3, size, size))
+        rows += [{"model": name, "runtime": runtime, **times[runtime]["8 bits"]} for runtime in RUNTIMES]
+    return rows
+
+
 def part_equivariant() -> Rows:
     """How exact invariance is, at random weights that are not a trained net's fresh ones."""
     rows: Rows = []
@@ -217,43 +213,10 @@ def part_crelu() -> Rows:
     return rows
 
 
-def part_training(epochs: int = 10, pictures: int = 4000, widths: Sequence[int] = (16, 32, 64)) -> Rows:
-    """A small ResNet trained alike in each form, from the same seed."""
-    train = batches("train", "resnet_digits", pictures=pictures)
-    image = torch.zeros(1, 3, 48, 48)
-    known = {"resnet_digits": {"widths": list(widths)}, "wide": {"widths": [2 * width for width in widths]}}
-    changes: dict[str, tuple[str, Callable[[nn.Module], nn.Module], tuple[Method, ...]]] = {
-        "plain": ("resnet_digits", lambda m: m, ()),
-        "p4, a quarter of the weights": (
-            "resnet_digits", lambda m: equivariant.equivariant(m, symmetric=True, fresh=True), ()),
-        "p4, as many weights": ("wide", lambda m: equivariant.equivariant(m, symmetric=True, fresh=True), ()),
-        "CReLU, first half": ("resnet_digits", lambda m: crelu.pair(m, fresh=True, first=0.5), ()),
-        **{
-            f"branches: {block}": ("resnet_digits", lambda m: m, (Overparameterize(block, gamma=1.0),))
-            for block in ("repvgg", "acb", "dbb")
-        },
-    }  # fmt: skip
-    rows: Rows = []
-    for name, (net, change, methods) in changes.items():
-        torch.manual_seed(0)
-        model = change(zoo.create("resnet_digits", **known[net]))
-        start = time.process_time()
-        new = fit(model, train, task(), epochs=epochs, methods=methods, seed=0)
-        seconds = time.process_time() - start
-        plain = expanded(new)
-        rows.append({
-            "what": name, "params": counting.parameters(new), "macs": counting.macs(plain, image), "seconds": seconds,
-            "accuracy": accuracy(plain, "resnet_digits"), "turned": accuracy_turned(plain, "resnet_digits"),
-            "epochs": epochs, "pictures": pictures,
-        })  # fmt: skip
-        print(rows[-1], flush=True)
-    return rows
-
-
 PARTS: dict[str, Callable[[], Rows]] = {
     "lowrank": part_lowrank, "equivariant": part_equivariant, "crelu": part_crelu, "structured": part_structured,
     "structured_speed": part_structured_speed,
-    "training": part_training, "speed": part_speed,
+    "speed": part_speed, "dynamic": part_dynamic,
 }  # fmt: skip
 
 

@@ -64,23 +64,6 @@ def of_structured(found: dict[str, Rows]) -> str:
     return text + table(["matrix", *(f"n = {n}" for n in SIZES)], body)
 
 
-def trained(found: dict[str, Rows], word: str) -> str:
-    """The rows of the trainings whose name begins so, and the plain one."""
-    rows = [row for row in found.get("training", []) if row["what"] == "plain" or row["what"].startswith(word)]
-    if not rows:
-        return "Trainings: not run yet.\n"
-    text = (
-        f"A small ResNet trained on {rows[0]['pictures']} digits for {rows[0]['epochs']} epochs, one seed, 1,200 test\n"
-    )
-    text += "pictures, upright and turned by 90 degrees (without 6 and 9). The plain one is far from where longer\n"
-    text += "training brings it, so this is how soon each begins to learn, not how good it gets:\n\n"
-    body = []
-    for row in rows:
-        scores = [f"{row['accuracy']:.1f}", f"{row['turned']:.1f}", f"{row['seconds']:.0f}"]
-        body.append([row["what"], f"{row['params']:,}", f"{row['macs'] / 1e6:.1f}", *scores])
-    return text + table(["net", "parameters", "MMACs", "accuracy %", "turned %", "training s"], body)
-
-
 def of_equivariant(found: dict[str, Rows]) -> str:
     text = "The largest change of an answer when the picture is turned, over the answers' deviation (random\n"
     text += "weights):\n\n"
@@ -90,7 +73,7 @@ def of_equivariant(found: dict[str, Rows]) -> str:
         [f"{group}, {'symmetric' if symmetric else 'strides'}", *(cells[group, symmetric, n] for n in (32, 33))]
         for group, symmetric in kinds
     ]
-    return text + table(["net", "32 x 32", "33 x 33"], body) + "\n" + trained(found, "p4")
+    return text + table(["net", "32 x 32", "33 x 33"], body)
 
 
 def of_crelu(found: dict[str, Rows]) -> str:
@@ -99,7 +82,15 @@ def of_crelu(found: dict[str, Rows]) -> str:
     text += f"{phases}. Merging its pairs, without training:\n\n"
     rows = [row for row in found["crelu"] if "what" in row]
     body = [[row["what"], str(row["pairs"]), f"{row['macs']:.3f}", f"{row['accuracy']:.1f}"] for row in rows]
-    return text + table(["least cosine", "filters merged", "MACs", "accuracy %"], body) + "\n" + trained(found, "CReLU")
+    return text + table(["least cosine", "filters merged", "MACs", "accuracy %"], body)
+
+
+def of_dynamic(found: dict[str, Rows]) -> str:
+    text = "Whole nets, batch 1, one thread, against float32 in the same runtime:\n\n"
+    body = [
+        [f"`{row['model']}`", row["runtime"], f"{row['ms']:.2f}", f"{row['ratio']:.2f}×"] for row in found["dynamic"]
+    ]
+    return text + table(["net", "runtime", "ms", "faster"], body)
 
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Rows]], str]]] = {
@@ -107,7 +98,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Rows]], str]]] = {
     "structured": ("structured", of_structured),
     "equivariant": ("equivariant", of_equivariant),
     "crelu": ("crelu", of_crelu),
-    "overparameterize": ("training", lambda found: trained(found, "branches")),
+    "dynamic_int8": ("dynamic", of_dynamic),
 }
 
 

@@ -37,7 +37,7 @@ from featherweight.train import fit
 RESULTS, CARDS = results.ROOT / "docs/measured/prune_digits.json", results.ROOT / "docs/methods"
 SHARES = (0.3, 0.5, 0.7, 0.8)
 RULES: dict[str, dict[str, Any]] = {
-    "magnitude, each layer alike": {},
+    "magnitude, each layer alike": {"scope": "layer"},
     "magnitude, over all layers": {"scope": "global"},
     "LAMP": {"scope": "lamp"},
     "ERK": {"scope": "erk"},
@@ -47,7 +47,7 @@ RULES: dict[str, dict[str, Any]] = {
     "Wanda, each output alike": {"importance": "wanda", "scope": "output"},
     "magnitude, each output alike": {"scope": "output"},
     "2:4": {"pattern": "2:4"},
-    "blocks 4x1, each layer alike": {"pattern": "4x1"},
+    "blocks 4x1, each layer alike": {"pattern": "4x1", "scope": "layer"},
 }
 SPARSE = 0.95  # of the comparison with training
 RATIOS = (0.1, 0.2, 0.3)

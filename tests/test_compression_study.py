@@ -80,7 +80,7 @@ def test_trials_of_one_part_are_equally_long(study: ModuleType, tmp_path: Path) 
 
 
 def test_parts_are_chosen_with_what_they_need(study: ModuleType) -> None:
-    assert {one.name for one in study.chosen(["pruning"])} == {"dense", "one_shot", "iterative", "gradual"}
+    assert {one.name for one in study.chosen(["averaging"])} == {"dense", "longer", "soup", "swa"}
     assert {one.name for one in study.chosen(["fitnets"])} == {"dense", "fitnets"}
     assert study.chosen([]) == study.TRIALS
     with pytest.raises(SystemExit, match="no 'prunning'"):

@@ -27,7 +27,7 @@ def card(name: str) -> str:
     return (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["lowrank", "structured", "equivariant", "crelu", "overparameterize"])
+@pytest.mark.parametrize("name", ["lowrank", "structured", "equivariant", "crelu", "dynamic_int8"])
 def test_a_card_says_what_is_stored(name: str, tables: ModuleType) -> None:
     assert name in tables.TABLES
     assert tables.filled(card(name), stored()) == card(name), "run: python benchmarks/factors.py --tables"
