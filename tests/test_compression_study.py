@@ -128,6 +128,20 @@ def test_a_card_without_what_it_is_compared_with_waits(study: ModuleType, tmp_pa
     assert "| ONE, 3 branches | 63.00 | +3.00 [+1.94, +4.06] | 20,000 |" in cards.said(cards.CARDS["one"], results)
 
 
+def test_what_was_asked_is_met_by_every_seed_or_not(study: ModuleType, tmp_path: Path) -> None:
+    """Of a setting the worst seed counts; one that a seed has not done yet does not."""
+    rows = {}
+    for seed, lost in ((0, 0.1), (1, 0.4)):
+        known = {"net": "lenet300", "seed": seed, "streams_bytes": 101, "entropy_bytes": 100}
+        rows[f"lenet300-{seed} dense"] = {**known, "accuracy": 90.0, "density": 1.0, "bits": 32, "ratio": 1.2}
+        rows[f"lenet300-{seed} a"] = {**known, "accuracy": 90.0 - lost, "density": 0.1, "bits": 4, "ratio": 50.0 + seed}
+    rows["lenet300-0 b"] = {**rows["lenet300-0 a"], "ratio": 80.0}
+    (tmp_path / "deep_compression.json").write_text(json.dumps({"rows": rows}))
+    lines = study.asked(tmp_path).splitlines()
+    assert "| ≥ 43× smaller, ≤ 0.5 points lost | 50.0×, +0.40 points lost, the worst of 2 seeds | yes |" in lines[2]
+    assert "| ≥ 70× smaller, ≤ 1.0 points lost | 50.0×, +0.40 points lost, the worst of 2 seeds | no |" in lines[3]
+
+
 @pytest.mark.slow
 def test_every_kind_of_trial_works(study: ModuleType, tmp_path: Path) -> None:
     source = data.load("digits", n_train=48, n_val=12, n_test=16, size=32, glyph_max=20)
