@@ -275,9 +275,12 @@ def _fitted(weight: Tensor, coded: Tensor, scale: Tensor) -> Tensor:
 
 
 def _half(values: Tensor) -> Tensor:
-    """The nearest values of half precision, where it reaches so far."""
-    half = values.half().to(values)
-    return half.where(half.isfinite(), values)
+    """The nearest values with as many significant bits as half precision has, of any size.
+
+    Half precision itself has nothing below 6e-8, and networks have dead channels that are far smaller.
+    """
+    share_of_2, power = torch.frexp(values)
+    return torch.ldexp((share_of_2 * 2**SIGNIFICANT).round() / 2**SIGNIFICANT, power)
 
 
 @torch.no_grad()
@@ -289,6 +292,5 @@ def rounded(model: nn.Module) -> nn.Module:
     new = apply(model, [])
     for tensor in (*new.parameters(), *new.buffers()):
         if tensor.is_floating_point():
-            share_of_2, power = torch.frexp(tensor.detach())
-            tensor.copy_(torch.ldexp((share_of_2 * 2**SIGNIFICANT).round() / 2**SIGNIFICANT, power))
+            tensor.copy_(_half(tensor.detach()))
     return new

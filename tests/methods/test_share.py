@@ -199,6 +199,16 @@ def test_scales_are_what_makes_channels_of_different_size_bearable() -> None:
     assert error(False) > 0.5
 
 
+@pytest.mark.parametrize("scaled", [True, "peak"])
+def test_a_nearly_dead_channel_stays_that_small(scaled: Scaled) -> None:
+    """Half precision has no scale for it; one of 1 would make it as loud as the others."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3))
+    with torch.no_grad():
+        model[0].weight[2].mul_(1e-9)
+    weight, found = (m[0].weight.detach()[2] for m in (model, share(model, bits=3, scaled=scaled)))
+    assert float((found - weight).norm() / weight.norm()) < 0.5
+
+
 def test_channels_are_measured_by_their_energy_or_their_peak() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(500, 8, bias=False))
