@@ -12,7 +12,7 @@ from results import table
 
 MISSING = "not run yet"
 # points that an earlier study lost, repaired
-FEW = {"6 bits": 0.4, "6 bits, by peaks": 0.4, "5 bits": 1.0, "4 bits": 5.9, "30 % pruned": 1.8}
+FEW = {"6 bits": 0.4, "5 bits": 1.0, "4 bits": 5.9, "3 bits": 19.4, "30 % pruned": 1.8, "50 % pruned": 12.6}
 SPEED = 1.65  # at half the multiply-adds, batch 1
 ASKED = {  # net -> what it is, times smaller, points that may be lost
     "lenet300": ("LeNet-300-100", (43, 0.5), (70, 1.0)),

@@ -44,7 +44,7 @@ EVERY = 8
 ANCHORS = {
     "none": 88.8,
     "6 bits": 88.4,
-    "6 bits, by peaks": 88.4,
+    "6 bits, by energy": 88.4,
     "5 bits": 87.8,
     "4 bits": 82.9,
     "3 bits": 69.4,
@@ -54,7 +54,7 @@ ANCHORS = {
 FORMS = ("plain", "naive", "repaired", "repaired, biases too")
 CHANGES: dict[str, Callable[[nn.Module], nn.Module]] = {
     **{f"{bits} bits": lambda model, bits=bits: share(model, bits=bits) for bits in (6, 5, 4, 3)},
-    "6 bits, by peaks": lambda model: share(model, bits=6, scaled="peak"),
+    "6 bits, by energy": lambda model: share(model, bits=6, scaled="energy"),
     "30 % pruned": lambda model: sparsify(model, sparsity=0.3, scope="global"),
     "50 % pruned": lambda model: sparsify(model, sparsity=0.5, scope="global"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import torch
 from torch import nn
@@ -17,6 +17,8 @@ from .models import zoo
 from .recipe import ModelSpec
 from .surgery import apply
 from .work import Work
+
+RANDOM = "begins with random weights; `weights` of the model names trained ones"
 
 
 def start(spec: ModelSpec, work: Work) -> nn.Module:
@@ -39,6 +41,13 @@ def start(spec: ModelSpec, work: Work) -> nn.Module:
             torch.manual_seed(work.recipe.seed)
             model = _made(spec, work)
     return _fitting(model, spec, work)
+
+
+def comes_trained(spec: ModelSpec, task: str, given: Container[str] = ()) -> bool:
+    """Whether the weights are those of a file, a folder or a model that was given, and not random."""
+    pictures = sources.is_picture_model(spec.name) and not spec.reset_head
+    known = spec.name in given or artifact.is_artifact(spec.name) or pictures
+    return spec.weights is not None or known or texting.is_ready(spec, task)
 
 
 def resized(model: nn.Module, spec: ModelSpec) -> nn.Module:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import artifact, counting, data, detecting, official, sources, texting
-from .beginning import resized
+from .beginning import RANDOM, comes_trained, resized
 from .composition import MODEL, NORMS, TEACHER, Moment, outline_of, walk
 from .errors import FeatherweightError, InputError, OptionError
 from .models import zoo
@@ -167,6 +167,8 @@ def _notes(moment: Moment, recipe: Recipe) -> Iterator[str]:
     """What a person should know about a step in its place."""
     if TEACHER in moment.effect.gives and recipe.teacher is not None:
         yield f"the teacher is {recipe.teacher.name}"
+    if moment.step == "load" and recipe.model is not None and not comes_trained(recipe.model, recipe.task):
+        yield f"{recipe.model.name} {RANDOM}"
     if moment.effect.anew:
         yield "begins where the baseline began"
     for number in moment.dropped:

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 
 from torch import nn
 
-from . import artifact, outlines, texting
-from .beginning import check_teacher, start
+from . import outlines
+from .beginning import RANDOM, check_teacher, comes_trained, start
 from .binding import Filled, Ratio, Within
 from .composition import (
     FLOATS,
@@ -34,7 +34,7 @@ from .composition import (
     composes,
     restarting,
 )  # fmt: skip
-from .errors import OptionError
+from .errors import OptionError, shown
 from .fitting import trained
 from .methods import prune as pruning
 from .methods.deit import TokenDistill
@@ -76,8 +76,7 @@ def teacher(work: Work, *, epochs: Epochs | None = None, images: Count | None = 
     if spec is None:
         raise OptionError("teacher", "the recipe does not say which: add `teacher: resnet_digits`, say")
     model = start(spec, work)
-    ready = artifact.is_artifact(spec.name) or spec.name in work.given or texting.is_ready(spec, work.recipe.task)
-    if spec.weights is None and not ready:
+    if not comes_trained(spec, work.recipe.task, work.given):
         model = work.once("model", lambda: trained(work, model, (), epochs, images, lr), spec=spec)
     return finished_stage(dataclasses.replace(work, teacher=model.eval()), "teacher", model, stays=False)
 
@@ -100,8 +99,11 @@ def train(work: Work, *, epochs: Epochs | None = None, images: Count | None = No
 
 @composes(Effect(gives=(MODEL,)))
 def load(work: Work) -> Work:
-    """The model with the weights it comes with, untrained here: the start of a compression."""
-    model = work.once("model", lambda: start(_model(work), work).eval())
+    """The model with the weights it comes with, random ones if with none, untrained here: where compression starts."""
+    spec = _model(work)
+    if not comes_trained(spec, work.recipe.task, work.given):
+        work.tell({"event": "note", "text": f"{shown(spec.name)} {RANDOM}"})
+    model = work.once("model", lambda: start(spec, work).eval())
     return finished_stage(dataclasses.replace(work, origin=model), "baseline", model)
 
 

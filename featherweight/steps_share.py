@@ -61,7 +61,7 @@ def share(
     *,
     bits: CodeBits | Mapping[str, CodeBits] = 5,
     init: Literal["linear", "density", "random", "mixed"] | None = None,
-    scaled: bool | Literal["peak"] | None = None,
+    scaled: bool | Literal["energy"] | None = None,
     iterations: Annotated[int, Within(0, 100_000)] = 50,
     skip: Sequence[str] = (),
     seed: Seed = 0,

@@ -12,6 +12,7 @@ import tiny_runs
 from families import PLAIN
 
 from featherweight import artifact, cli, counting, explain, measure, recipe, runs
+from featherweight.beginning import RANDOM
 from featherweight.errors import OptionError
 from featherweight.models import zoo
 from featherweight.steps import STEPS
@@ -62,6 +63,11 @@ def test_what_is_lost_is_said() -> None:
     assert any("weights that are floats" in note for note in told[2].notes)
     assert told[2].estimated
     assert not told[1].estimated
+
+
+def test_random_weights_are_said() -> None:
+    for weights, notes in ({}, (f"resnet_digits {RANDOM}",)), ({"weights": "shipped"}, ()):
+        assert rows(["load"], model={"name": "resnet_digits", **weights})[0].notes == notes
 
 
 def test_classes_are_those_of_the_data() -> None:

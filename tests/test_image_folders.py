@@ -139,15 +139,19 @@ def test_a_folder_is_made_small_and_exported(tmp_path: Path, kind: str, capsys: 
             for i in range(count):
                 picture = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
                 picture.save(tmp_path / "data" / part / name / f"{i}.png")
-    steps = ["load", {"prune": {"mlp": 0.5, "heads": 0.0, "epochs": 1}}] if kind == "ViT" else ["load", "quantize"]
-    plan = {"model": str(folder), "data": str(tmp_path / "data"), "steps": [*steps, {"export": {"formats": ["onnx"]}}]}
+    cut = {"prune": {"mlp": 0.5, "heads": 0.0, "epochs": 1}}
+    steps = ["teacher", "load", cut if kind == "ViT" else "quantize", {"export": {"formats": ["onnx"]}}]
+    plan = {"model": str(folder), "teacher": str(folder), "data": str(tmp_path / "data"), "steps": steps}
     read = recipe.parse({**plan, "train": {"batch_size": 8}, "output": str(tmp_path / "runs"), "threads": 1}, "test")
     told = explain.explain(read)
     done = runs.run(read)
-    assert told[0].params == counting.parameters(done.stages[0].model)
+    loaded = featherweight.load(folder)
+    assert done.teacher is not None  # as it came, not trained here
+    assert all(torch.equal(a, b) for a, b in zip(done.teacher.parameters(), loaded.parameters(), strict=True))
+    assert told[1].params == counting.parameters(done.stages[0].model)
     small = featherweight.load(done.folder / "model")
     assert (done.folder / "model/config.json").exists() == (kind == "ViT")  # the other one has integers
-    assert type(small) is type(featherweight.load(folder))
+    assert type(small) is type(loaded)
     answers = [
         pipeline(model=one)(PICTURE) for one in (small, done.folder / "model", done.folder / "export/model.onnx")
     ]

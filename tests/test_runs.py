@@ -142,6 +142,15 @@ def forbidden(*_: Any, **__: Any) -> Any:
     raise AssertionError("this was done already")
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_random_weights_are_not_loaded_unsaid(trained: bool, tmp_path: Path) -> None:
+    told = tiny.Told()
+    model = {"name": "resnet_digits"} | ({"weights": "shipped"} if trained else {})
+    runs.run(tiny.plan(model=model, steps=["load"]), project=tmp_path, progress=told)
+    notes = [event["text"] for event in told.of("note")]
+    assert any("resnet_digits begins with random weights; `weights` of the model names" in n for n in notes) != trained
+
+
 def test_a_second_start_does_nothing_again(whole: tuple[Path, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     before = {name: (whole[0] / "tiny" / name).read_bytes() for name in ("model/model.safetensors", "metrics.csv")}
     monkeypatch.setattr(runs, "_load", lambda plan: Data("digits", "digits", *_parts(plan), fingerprint="f"))

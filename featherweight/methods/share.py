@@ -35,7 +35,7 @@ HOSTS = (
 )  # fmt: skip
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # their output channels are axis 1
 Bits = int | Mapping[str, int]
-Scaled = bool | Literal["peak"]
+Scaled = bool | Literal["energy"]
 
 
 # Arithmetic: an operator of its own, so that an export keeps the codes ----------------------------------------------
@@ -131,15 +131,12 @@ def codebook(module: nn.Module, *, centroids: int, zero: bool, scaled: bool) -> 
 
 
 def _spread(layer: nn.Module, weight: Tensor, scaled: Scaled = True) -> Tensor:
-    """The root mean square of each output channel, or row of an embedding, in a shape that broadcasts; or its peak.
-
-    So k-means counts the error of a channel against its energy, which is what a batch norm behind it makes equal.
-    """
+    """The largest weight of each output channel, or row of an embedding, in a shape that broadcasts; or its energy."""
     axis = 1 if isinstance(layer, TRANSPOSED) else 0
     others = [i for i in range(weight.ndim) if i != axis]
-    if scaled == "peak":
-        return weight.detach().abs().amax(others, keepdim=True)
-    return weight.detach().square().mean(others, keepdim=True).sqrt()
+    if scaled == "energy":
+        return weight.detach().square().mean(others, keepdim=True).sqrt()
+    return weight.detach().abs().amax(others, keepdim=True)
 
 
 # Sharing --------------------------------------------------------------------------------------------------------------
@@ -154,9 +151,9 @@ def plan(
 
     bits: of a code, 1 to 8; or patterns of paths with theirs, {"*": 5, "features.*": 8}, the last that fits counts and
     a layer that none fits stays as it is. scaled: one scale per output channel, by default where the model has batch
-    norms; "peak" begins with a channel's largest weight in place of its energy. skip: patterns of layers that stay. A
-    layer of fewer weights than twice its values stays, as do two layers that have one weight together. LookupError
-    where nothing is left.
+    norms; it begins with the channel's largest weight, or with its root mean square by "energy": smaller files, farther
+    from the weights. skip: patterns of layers that stay. A layer of fewer weights than twice its values stays, as do
+    two layers that have one weight together. LookupError where nothing is left.
     """
     wanted = dict(bits) if isinstance(bits, Mapping) else {"*": bits}
     for pattern, each in wanted.items():
@@ -167,8 +164,8 @@ def plan(
         if not any(_covers(pattern, path) for path in found):
             raise LookupError(f"{pattern!r} matches no layer of {type(model).__name__} that can be shared")
     scaled = any(isinstance(m, BATCH_NORMS) for m in model.modules()) if scaled is None else scaled
-    if scaled not in (True, False, "peak"):
-        raise OptionError("scaled", f"{scaled!r} is not one of true, false, peak")
+    if scaled not in (True, False, "energy"):
+        raise OptionError("scaled", f"{scaled!r} is not one of true, false, energy")
     edits = []
     for path, layer in found.items():
         each = [32, *(number for pattern, number in wanted.items() if _covers(pattern, path))][-1]
@@ -214,8 +211,8 @@ def share(
     """A copy whose layers' weights are shared, by k-means; train it on and the shared values are trained.
 
     init: how k-means starts, "linear", "density", "random" or "mixed"; by default mixed for scaled layers, else linear.
-    The other options are those of `plan`. Scales and values are such as half precision holds. InputError for
-    weights that are not finite.
+    The other options are those of `plan`. Scales and values have as many significant bits as half precision.
+    InputError for weights that are not finite.
     """
     edits = plan(model, bits=bits, scaled=scaled, skip=skip)
     found = {}

@@ -174,7 +174,7 @@ def test_a_layer_that_is_all_zero_and_one_of_dead_channels() -> None:
     with torch.no_grad():
         model.features[0].weight.zero_()
         model.features[3].weight[2].zero_()
-    for scaled in (True, False, "peak"):
+    for scaled in (True, False, "energy"):
         new = share(model, bits=3, scaled=scaled)
         assert not new.features[0].weight.any()
         assert not new.features[3].weight[2].any()
@@ -199,7 +199,7 @@ def test_scales_are_what_makes_channels_of_different_size_bearable() -> None:
     assert error(False) > 0.5
 
 
-@pytest.mark.parametrize("scaled", [True, "peak"])
+@pytest.mark.parametrize("scaled", [True, "energy"])
 def test_a_nearly_dead_channel_stays_that_small(scaled: Scaled) -> None:
     """Half precision has no scale for it; one of 1 would make it as loud as the others."""
     model = nn.Sequential(nn.Conv2d(8, 8, 3))
@@ -209,17 +209,17 @@ def test_a_nearly_dead_channel_stays_that_small(scaled: Scaled) -> None:
     assert float((found - weight).norm() / weight.norm()) < 0.5
 
 
-def test_channels_are_measured_by_their_energy_or_their_peak() -> None:
+def test_channels_are_measured_by_their_peak_or_their_energy() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(500, 8, bias=False))
     largest = {
         scaled: float(share(model, bits=5, scaled=scaled)[0].centroids.detach().abs().max())
-        for scaled in (True, "peak")
+        for scaled in (True, "energy")
     }
-    assert 0.9 < largest["peak"] < 1.1  # of a uniform distribution the peak is sqrt(3) times its energy
-    assert 0.9 * 3**0.5 < largest[True] < 1.1 * 3**0.5
-    with pytest.raises(OptionError, match="'peaks' is not one of true, false, peak"):
-        plan(model, scaled="peaks")  # type: ignore[arg-type]
+    assert 0.9 < largest[True] < 1.1  # of a uniform distribution the peak is sqrt(3) times its energy
+    assert 0.9 * 3**0.5 < largest["energy"] < 1.1 * 3**0.5
+    with pytest.raises(OptionError, match="'peak' is not one of true, false, energy"):
+        plan(model, scaled="peak")  # type: ignore[arg-type]
 
 
 def test_values_and_scales_fit_into_half_precision() -> None:
