@@ -239,6 +239,19 @@ def load(path: str | os.PathLike[str], base: nn.Module | None = None) -> nn.Modu
     return artifact.load(folder, base)
 
 
+def check_module(model: object) -> None:
+    """OptionError for what is no module, and for a detector of the transformers library, which only pipelines take."""
+    from torch import nn
+
+    from featherweight.models import pretrained_detectors
+
+    kind = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise OptionError("model", f"is a {kind}; it must be a name, a path or a module")
+    if pretrained_detectors.is_detector(model):
+        raise OptionError("model", f"{kind} {THEIR_DETECTOR}")
+
+
 def preprocess_of(source: Source, model: nn.Module) -> Preprocess | None:
     """How this model's pictures are prepared: its record's word, the zoo's, or timm's."""
     from featherweight import artifact

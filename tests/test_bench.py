@@ -179,3 +179,17 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     ):
         assert cli.main([*given, *wrong]) == 2
         assert text in capsys.readouterr().err
+
+
+def test_a_module_in_memory_is_looked_at() -> None:
+    torch.manual_seed(0)
+    nn = torch.nn
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    found = verbs.info(model, resolution=(8, 10))
+    assert (found["kind"], found["resolution"], found["trained"]) == ("Sequential", [8, 10], None)
+    assert (found["params"], found["macs"]) == (4 * 28 + 10, 80 * 4 * 27 + 8)
+    assert verbs.info("resnet_digits", resolution=(16, 16))["macs"] < verbs.info("resnet_digits")["macs"]
+    with pytest.raises(OptionError, match="resolution: Sequential does not take pictures of 224 x 224: mat1 and mat2"):
+        verbs.info(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+    with pytest.raises(OptionError, match="model: is a dict; it must be a name, a path or a module"):
+        verbs.info({})

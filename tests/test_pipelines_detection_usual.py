@@ -295,6 +295,13 @@ def test_pictures_that_are_none(yolos: Path) -> None:
         pipeline("object-detection", yolos, image_processor=unbounded)(np.zeros((1, 9000, 3), np.uint8))
 
 
+def test_they_are_neither_looked_at_nor_raced_in_memory(yolos: Path) -> None:
+    model = transformers.AutoModelForObjectDetection.from_pretrained(yolos)
+    for ask in (lambda: featherweight.info(model), lambda: featherweight.bench([model], resolution=(64, 64))):
+        with pytest.raises(OptionError, match="model: YolosForObjectDetection is a detector of transformers"):
+            ask()
+
+
 def test_they_are_not_served(yolos: Path) -> None:
     pytest.importorskip("uvicorn")
     from featherweight.serving.server import open_models

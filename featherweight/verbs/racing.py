@@ -152,6 +152,7 @@ def _entries(model: Any, backends: Sequence[str], precisions: Sequence[str | Non
             known = ", ".join((*PRECISIONS, "autocast"))
             raise OptionError("precision", f"no {word!r}; {closest(word, PRECISIONS)}Known: {known}")
     if not isinstance(model, (str, os.PathLike)):
+        sources.check_module(model)
         name = type(model).__name__
         return [Entry(_tagged(name, "", word, precisions), model, word) for word in precisions]
     named = shown(os.fspath(model))
