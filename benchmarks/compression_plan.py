@@ -150,6 +150,7 @@ ROWS: tuple[Row, ...] = (
     Row("distillation", "ONE beats none", Side("one"), Side("small"), "ResNet-32, CIFAR-10: 94.01 over 93.07"),
     Row("relations", "MiniLM beats the same transformer alone", Side("minilm"), Side("vit"), NOT_HERE),
     Row("pruning", "rounds beat one shot", Side("iterative"), Side("one_shot"), "AlexNet: 9 times over 5 times"),
+    Row("pruning", "while training beats one shot", Side("gradual"), Side("one_shot"), NOT_HERE),
     Row("pruning", "rounds beat one shot, shares by LAMP", Side("iterative_lamp"), Side("one_shot_lamp"), NOT_HERE),
     Row("pruning", "LAMP beats the same share of each layer", Side("one_shot_lamp"), Side("one_shot"), NOT_HERE),
     Row("pruning", "90 % are not missed, 0.5 points allowed", Side("iterative"), Side("longer"), NOT_HERE, margin=0.5),
