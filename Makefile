@@ -33,7 +33,7 @@ clean:
 
 # One stamp for each set of extras; pyproject.toml decides what is in it.
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
-	@echo "installing featherweight[$*] into $(VENV): a few minutes, once (torch is large)"
+	@echo "installing featherweight[$*] into $(VENV): a few minutes, once (with torch up to 7 GB of disk)"
 	@$(PIP_INSTALL) -e ".[$*]"
 	@touch $@
 
