@@ -65,8 +65,9 @@ def _few(rows: Rows, net: str) -> tuple[list[tuple[float, float]], int]:
     for key, row in rows.items():
         if row["net"] == net and row["bits"] < 32:
             done.setdefault(key.partition(" ")[2], []).append((row["ratio"], dense[row["seed"]] - row["accuracy"]))
-    several = [ones for ones in done.values() if len(ones) == len(dense)]
-    return [(min(ratio for ratio, _ in ones), max(lost for _, lost in ones)) for ones in several], len(dense)
+    seeds = len({row["seed"] for row in mine if row["bits"] < 32})
+    several = [ones for ones in done.values() if len(ones) == seeds]
+    return [(min(ratio for ratio, _ in ones), max(lost for _, lost in ones)) for ones in several], seeds
 
 
 def _nearest(few: list[tuple[float, float]], times: float, points: float) -> tuple[float, float]:
