@@ -48,7 +48,7 @@ def deep_compression(rows: Rows) -> list[Line]:
         for times, points in targets:
             asked = f"≥ {times}× smaller, ≤ {points:.1f} points lost"
             ratio, lost = _nearest(few, times, points)
-            met = ratio >= times and lost <= points if few else None
+            met = ratio >= times and lost <= points + 1e-9 if few else None
             worst = f", the worst of {seeds} seeds" if seeds > 1 else ""
             lines.append((f"Deep Compression, {says}", asked, f"{ratio:.1f}×, {lost:+.2f} points lost{worst}", met))
     over = [row["streams_bytes"] / row["entropy_bytes"] - 1 for row in rows.values() if row["bits"] < 32]
@@ -73,7 +73,7 @@ def _few(rows: Rows, net: str) -> tuple[list[tuple[float, float]], int]:
 def _nearest(few: list[tuple[float, float]], times: float, points: float) -> tuple[float, float]:
     """Of (times smaller, points lost) the smallest file that is asked for, else the one that misses by least."""
     reached = [one for one in few if one[0] >= times]
-    met = [one for one in reached if one[1] <= points]
+    met = [one for one in reached if one[1] <= points + 1e-9]
     return max(met or few, default=(0.0, 0.0)) if met or not reached else min(reached, key=lambda one: one[1])
 
 
