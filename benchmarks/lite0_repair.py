@@ -17,7 +17,7 @@ import argparse
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from featherweight.export.onnx import INPUT, OUTPUT, to_bytes
 from featherweight.methods.channels import prune_channels
 from featherweight.methods.lowrank import factorize
 from featherweight.methods.repair import repair
-from featherweight.methods.share import rounded, share
+from featherweight.methods.share import Scaled, rounded, share
 from featherweight.methods.sparsify import sparsify
 from featherweight.runtime.parity import snr_db
 from featherweight.runtime.preprocess import Preprocess
@@ -47,7 +47,7 @@ Change = Callable[[nn.Module, Tensor], nn.Module]  # the float model and the cal
 FORMS = ("plain", "naive", "repaired", "repaired, biases too")
 
 
-def shared(bits: int, scaled: bool | Literal["energy"] = True) -> Change:
+def shared(bits: int, scaled: Scaled = True) -> Change:
     return lambda model, seen: share(model, bits=bits, scaled=scaled)
 
 

@@ -191,5 +191,7 @@ def test_a_module_in_memory_is_looked_at() -> None:
     assert verbs.info("resnet_digits", resolution=(16, 16))["macs"] < verbs.info("resnet_digits")["macs"]
     with pytest.raises(OptionError, match="resolution: Sequential does not take pictures of 224 x 224: mat1 and mat2"):
         verbs.info(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+    with pytest.raises(OptionError, match="Sequential does not take pictures of -1 x 8: "):
+        verbs.info(model, resolution=(-1, 8))
     with pytest.raises(OptionError, match="model: is a dict; it must be a name, a path or a module"):
         verbs.info({})

@@ -47,8 +47,8 @@ def _module_info(source: sources.Source, model: nn.Module, resolution: tuple[int
 
     record, told = artifact.record_of(model), sources.preprocess_of(source, model)
     size = resolution or (told.size if told else (224, 224))
-    example = torch.zeros(1, 3, *size)
     try:
+        example = torch.zeros(1, 3, *size)
         layers = [asdict(layer) for layer in measure.layers(model, example)]
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
